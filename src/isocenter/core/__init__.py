@@ -1,0 +1,1 @@
+"""The types that everything else is built from; imports nothing of Isocenter above it."""

@@ -1,0 +1,45 @@
+"""Names, SNOMED CT codes and colours of the structures that Isocenter's own models name.
+
+Codes are those of DICOM PS3.16 (CID 7150-7154, 7166, 7192 and the anatomy CIDs); colours are the usual ones of anatomy
+atlases, sRGB.
+"""
+
+from __future__ import annotations
+
+from isocenter.core.segmentation import Code, Label
+
+TISSUE = Code("85756007", "SCT", "Tissue")
+ORGAN = Code("123037004", "SCT", "Anatomical Structure")
+ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+
+_STRUCTURES: dict[str, tuple[Code, str, str, tuple[int, int, int]]] = {
+    "body": (ORGAN, "38266002", "Entire body", (177, 122, 101)),
+    "lungs": (ORGAN, "39607008", "Lung", (197, 165, 145)),
+    "lung_left": (ORGAN, "44029006", "Left lung", (172, 138, 115)),
+    "lung_right": (ORGAN, "3341006", "Right lung", (202, 164, 140)),
+    "airways": (ORGAN, "89187006", "Airway structure", (182, 228, 255)),
+    "trachea": (ORGAN, "44567001", "Trachea", (182, 228, 255)),
+    "bone": (ORGAN, "272673000", "Bone", (241, 214, 145)),
+    "fat": (TISSUE, "55603005", "Adipose tissue", (230, 220, 70)),
+    "muscle": (TISSUE, "91727004", "Muscle", (192, 104, 88)),
+    "air": (TISSUE, "15158005", "Air", (150, 200, 240)),
+    "liver": (ORGAN, "10200004", "Liver", (221, 130, 101)),
+    "spleen": (ORGAN, "78961009", "Spleen", (157, 108, 162)),
+    "kidneys": (ORGAN, "64033007", "Kidney", (185, 102, 83)),
+    "kidney_left": (ORGAN, "18639004", "Left kidney", (212, 126, 151)),
+    "kidney_right": (ORGAN, "9846003", "Right kidney", (185, 102, 83)),
+    "aorta": (ORGAN, "15825003", "Aorta", (224, 97, 76)),
+    "spine": (ORGAN, "421060004", "Vertebral column", (226, 202, 134)),
+    "lesion": (ABNORMAL, "52988006", "Lesion", (144, 238, 144)),
+    "region": (TISSUE, "85756007", "Tissue", (128, 174, 128)),
+}
+
+
+def label(name: str, value: int = 1) -> Label:
+    """The label for a structure's name; an unknown name gets the code for tissue and a colour made from the name."""
+    known = _STRUCTURES.get(name)
+    if known is None:
+        seed = sum((i + 1) * ord(c) for i, c in enumerate(name))
+        return Label(value, name, TISSUE, Code("85756007", "SCT", "Tissue"), (64 + seed * 37 % 192, 64 + seed * 59 % 192, 64 + seed * 83 % 192))
+    category, code, meaning, colour = known
+    return Label(value, name, category, Code(code, "SCT", meaning), colour)

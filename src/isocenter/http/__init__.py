@@ -1,0 +1,1 @@
+"""One thin adapter a wire protocol. The only layer that imports FastAPI."""

@@ -1,0 +1,1 @@
+"""What is kept: decoded volumes, result files."""
