@@ -1,0 +1,150 @@
+"""Interactive work in progress: who has said what about which volume, in which order.
+
+Old clients send all their prompts again with each click, sorted by kind and not by time. A session keeps the order in
+which prompts first came, so an answer builds on the one before it instead of starting anew; what is no longer sent is
+undone. A session belongs to one owner, one model and one volume (by content hash), so two people never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isocenter.core.model import Interaction
+from isocenter.core.prompts import Box, MaskPrompt, Prompt
+
+Key = tuple[Hashable, ...]
+
+
+def identity(prompt: Prompt) -> Hashable:
+    """What makes two prompts the same; a mask is known by its content."""
+    if isinstance(prompt, MaskPrompt):
+        packed = np.packbits(np.asarray(prompt.mask) != 0)
+        return ("mask", prompt.positive, prompt.mask.shape, hashlib.sha256(packed.tobytes(), usedforsecurity=False).digest())
+    return prompt
+
+
+def changes(history: Sequence[Hashable], wanted: Sequence[Hashable]) -> tuple[int, list[int]]:
+    """How to get from what was said (in order) to what is said now (in any order).
+
+    Returns (how many of `history` stay, from the front; which of `wanted` to add, by index). Everything behind the
+    first prompt that was taken back is undone and said again, so the result depends on the order of prompts alone.
+    """
+    missing = Counter(wanted)
+    keep = 0
+    for said in history:
+        if missing[said] == 0:
+            break
+        missing[said] -= 1
+        keep += 1
+    add = []
+    for index, prompt in enumerate(wanted):
+        # The first copies of a repeated prompt are those that were said before.
+        if wanted[: index + 1].count(prompt) > wanted.count(prompt) - missing[prompt]:
+            add.append(index)
+    return keep, add
+
+
+@dataclass(eq=False)
+class Session:
+    """One owner's interaction with one volume. Use it only while holding it (`Sessions.hold`).
+
+    state: what an adapter keeps with it, such as an encoded copy of the mask, by name; dropped with the session.
+    """
+
+    interaction: Interaction
+    said: list[Hashable] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+    used: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.interaction.nbytes + sum(getattr(s, "nbytes", 0) for s in self.state.values())
+
+    def follow(self, prompts: Sequence[Prompt]) -> Box | None:
+        """Bring the interaction to exactly these prompts; returns the box outside of which nothing changed."""
+        identities = [identity(p) for p in prompts]
+        keep, add = changes(self.said, identities)
+        changed: Box | None = None
+        while len(self.said) > keep:
+            changed = union(changed, self.interaction.undo())
+            self.said.pop()
+        for index in add:
+            changed = union(changed, self.interaction.add([prompts[index]]))
+            self.said.append(identities[index])
+        return changed
+
+
+def union(a: Box | None, b: Box | None) -> Box | None:
+    """The smallest box that holds both."""
+    if a is None or b is None:
+        return a or b
+    z, y, x = (min(p, q) for p, q in zip(a.lo, b.lo, strict=True))
+    z1, y1, x1 = (max(p, q) for p, q in zip(a.hi, b.hi, strict=True))
+    return Box((z, y, x), (z1, y1, x1))
+
+
+class Sessions:
+    """All sessions: bounded by bytes (least recently used out first) and by age."""
+
+    def __init__(self, capacity: int, ttl: float) -> None:
+        self._capacity = capacity
+        self._ttl = ttl
+        self._sessions: OrderedDict[Key, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._sessions)
+
+    @contextmanager
+    def hold(self, key: Key, begin: Callable[[], Interaction]) -> Iterator[Session]:
+        """The session of `key`, begun if need be, for one user at a time. A failure inside drops it."""
+        with self._lock:
+            session = self._sessions.get(key)
+        if session is None:
+            fresh = Session(begin())
+            with self._lock:
+                session = self._sessions.setdefault(key, fresh)
+        try:
+            with session.lock:
+                yield session
+        except BaseException:
+            self.drop(lambda k: k == key)
+            raise
+        with self._lock:
+            if key in self._sessions:
+                session.used = time.monotonic()
+                self._sessions.move_to_end(key)
+            self._evict()
+
+    def drop(self, which: Callable[[Key], bool]) -> int:
+        """Forget the sessions whose key satisfies `which`; returns how many."""
+        with self._lock:
+            gone = [key for key in self._sessions if which(key)]
+            for key in gone:
+                del self._sessions[key]
+        return len(gone)
+
+    def sweep(self) -> int:
+        """Forget the sessions that nobody touched for the time to live; returns how many."""
+        oldest = time.monotonic() - self._ttl
+        with self._lock:
+            stale = {key for key, session in self._sessions.items() if session.used < oldest}
+        return self.drop(lambda key: key in stale)
+
+    def _evict(self) -> None:
+        held = sum(s.nbytes for s in self._sessions.values())
+        while held > self._capacity and len(self._sessions) > 1:
+            _, session = self._sessions.popitem(last=False)
+            held -= session.nbytes
