@@ -1,0 +1,243 @@
+"""numba kernels of the click engine: the only file that imports numba.
+
+All of them are `nogil`, work on C-ordered (z, y, x) arrays of one working box and have explicit signatures, so that
+each is compiled once, on import of this file, or taken from numba's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _jit(signature: str) -> Callable[[_F], _F]:
+    """`numba.njit` with the on-disk cache, or without where no cache folder can be written (read-only images)."""
+
+    def compile_(function: _F) -> _F:
+        try:
+            return numba.njit(signature, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        except RuntimeError:  # numba: "no locator available": neither the package nor the cache folder is writable
+            return numba.njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
+
+    return compile_
+
+
+FAR = 2**31 - 1
+"""Arrival of voxels that the front did not reach."""
+
+BUCKETS = 2048
+"""Length of the circular bucket queue; one step costs less than this."""
+
+
+@_jit("i4[:](f4[:,:,:], f4[:,:,:], u1[:,:,:], i4[:], f4[:], f4, f4, i8)")
+def flood(values, unary, closed, seeds, steps, spatial, edge, limit):  # type: ignore[no-untyped-def]
+    """Geodesic arrival from `seeds` by an exact bucket queue (Dial 1969), 6-neighbours, early stopping.
+
+    A step of length l (mm over the working spacing, `steps` per axis) from u to v costs
+    l * (spatial + unary[v] + edge * |values[v] - values[u]|) in units of 1/16, at least 1. Voxels with closed != 0 are
+    never entered. The flood ends when `limit` voxels have been settled; the rest stays at FAR.
+    """
+    nz, ny, nx = values.shape
+    n = nz * ny * nx
+    val = values.ravel()
+    una = unary.ravel()
+    shut = closed.ravel()
+    arrival = np.full(n, FAR, np.int32)
+    settled = np.zeros(n, np.uint8)
+    after = np.full(n, -1, np.int32)
+    before = np.full(n, -1, np.int32)
+    head = np.full(BUCKETS, -1, np.int32)
+    queued = 0
+    for s in seeds:
+        if arrival[s] != 0:
+            arrival[s] = 0
+            after[s] = head[0]
+            if head[0] >= 0:
+                before[head[0]] = s
+            head[0] = s
+            queued += 1
+    now = 0
+    done = 0
+    while queued > 0 and done < limit:
+        slot = now & (BUCKETS - 1)
+        u = head[slot]
+        if u < 0:
+            now += 1
+            continue
+        head[slot] = after[u]
+        if after[u] >= 0:
+            before[after[u]] = -1
+        queued -= 1
+        settled[u] = 1
+        done += 1
+        z = u // (ny * nx)
+        y = (u // nx) % ny
+        x = u % nx
+        for k in range(6):
+            axis = k >> 1
+            if k == 0:
+                if z == 0:
+                    continue
+                v = u - ny * nx
+            elif k == 1:
+                if z == nz - 1:
+                    continue
+                v = u + ny * nx
+            elif k == 2:
+                if y == 0:
+                    continue
+                v = u - nx
+            elif k == 3:
+                if y == ny - 1:
+                    continue
+                v = u + nx
+            elif k == 4:
+                if x == 0:
+                    continue
+                v = u - 1
+            else:
+                if x == nx - 1:
+                    continue
+                v = u + 1
+            if settled[v] or shut[v]:
+                continue
+            cost = 16.0 * steps[axis] * (spatial + una[v] + edge * abs(val[v] - val[u]))
+            t = now + min(max(int(cost), 1), BUCKETS - 1)
+            old = arrival[v]
+            if t < old:
+                if old != FAR:
+                    if before[v] >= 0:
+                        after[before[v]] = after[v]
+                    else:
+                        head[old & (BUCKETS - 1)] = after[v]
+                    if after[v] >= 0:
+                        before[after[v]] = before[v]
+                else:
+                    queued += 1
+                b = t & (BUCKETS - 1)
+                arrival[v] = t
+                before[v] = -1
+                after[v] = head[b]
+                if head[b] >= 0:
+                    before[head[b]] = v
+                head[b] = v
+    for v in range(n):
+        if not settled[v]:
+            arrival[v] = FAR
+    return arrival
+
+
+@_jit("f8[:,:](u1[:,:,:], f4[:,:,:], u1[:,:,:], i8[:], f4[:], i8)")
+def nested_statistics(level, values, mask, click, steps, count):  # type: ignore[no-untyped-def]
+    """Sums over `count` nested regions at once; region k holds the voxels with level <= k.
+
+    Returns (count, 18): 0 voxels, 1-3 sum of offsets from the click (z, y, x, in `steps`), 4 sum of values, 5 sum of
+    squared values, 6 smallest distance from the click to a voxel outside, 7 outer area, 8 part of it on the box's faces,
+    9 sum of |difference| over the outer faces that do not touch `mask`, 10 their area, 11 area of them with
+    |difference| > 1, 12 area with |difference| > 2, 13 sum of |difference| inside, 14 inner area, 15 area that touches
+    `mask`, 16 sum of |difference| over it, 17 sum of squared distances from the click.
+    """
+    nz, ny, nx = level.shape
+    out = np.zeros((count + 1, 18), np.float64)
+    near = np.full(count + 1, 1e9, np.float64)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                a = min(level[z, y, x], count)
+                va = values[z, y, x]
+                dz = (z - click[0]) * steps[0]
+                dy = (y - click[1]) * steps[1]
+                dx = (x - click[2]) * steps[2]
+                r2 = dz * dz + dy * dy + dx * dx
+                if mask[z, y, x] == 0 or a < count:
+                    r = np.sqrt(r2)
+                    if r < near[a]:
+                        near[a] = r
+                if a < count:
+                    out[a, 0] += 1
+                    out[a, 1] += dz
+                    out[a, 2] += dy
+                    out[a, 3] += dx
+                    out[a, 4] += va
+                    out[a, 5] += va * va
+                    out[a, 17] += r2
+                for axis in range(3):
+                    z2 = z + (axis == 0)
+                    y2 = y + (axis == 1)
+                    x2 = x + (axis == 2)
+                    area = 1.0 / steps[axis]
+                    at = z if axis == 0 else (y if axis == 1 else x)
+                    if at == 0 and a < count:
+                        out[a, 7] += area
+                        out[a, 8] += area
+                    if z2 >= nz or y2 >= ny or x2 >= nx:
+                        if a < count:
+                            out[a, 7] += area
+                            out[a, 8] += area
+                        continue
+                    b = min(level[z2, y2, x2], count)
+                    if a == count and b == count:
+                        continue
+                    d = abs(va - values[z2, y2, x2]) / steps[axis]
+                    lo = min(a, b)
+                    hi = max(a, b)
+                    out[hi, 13] += d * area
+                    out[hi, 14] += area
+                    if lo == hi:
+                        continue
+                    outer_mask = mask[z, y, x] if a > b else mask[z2, y2, x2]
+                    out[lo, 7] += area
+                    out[hi, 7] -= area
+                    if hi == count and outer_mask != 0:
+                        out[lo, 15] += area
+                        out[lo, 16] += d * area
+                        continue
+                    out[lo, 9] += d * area
+                    out[hi, 9] -= d * area
+                    out[lo, 10] += area
+                    out[hi, 10] -= area
+                    if d > 1:
+                        out[lo, 11] += area
+                        out[hi, 11] -= area
+                    if d > 2:
+                        out[lo, 12] += area
+                        out[hi, 12] -= area
+    for k in range(1, count):
+        for c in range(18):
+            if c != 6:
+                out[k, c] += out[k - 1, c]
+    smallest = near[count]
+    for k in range(count - 1, -1, -1):
+        out[k, 6] = smallest
+        smallest = min(smallest, near[k])
+    return out[:count]
+
+
+@_jit("f4[:,:,:](f4[:,:,:], f4[:])")
+def smooth(values, weights):  # type: ignore[no-untyped-def]
+    """Separable (w, 1, w) / (1 + 2 w) smoothing, w per axis (z, y, x); edges repeat."""
+    nz, ny, nx = values.shape
+    a = values
+    for axis in range(3):
+        w = weights[axis]
+        if w <= 0:
+            continue
+        b = np.empty_like(a)
+        norm = np.float32(1.0) / (np.float32(1.0) + np.float32(2.0) * w)
+        for z in range(nz):
+            for y in range(ny):
+                for x in range(nx):
+                    if axis == 0:
+                        s = a[max(z - 1, 0), y, x] + a[min(z + 1, nz - 1), y, x]
+                    elif axis == 1:
+                        s = a[z, max(y - 1, 0), x] + a[z, min(y + 1, ny - 1), x]
+                    else:
+                        s = a[z, y, max(x - 1, 0)] + a[z, y, min(x + 1, nx - 1)]
+                    b[z, y, x] = (a[z, y, x] + w * s) * norm
+        a = b
+    return a

@@ -1,0 +1,121 @@
+"""What the engine keeps per volume: a robust intensity scale, and coarse copies made on first use."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isocenter.core.volume import Volume
+
+Index = tuple[int, int, int]
+
+SAMPLES = 400_000
+"""Voxels that the intensity scale is estimated from, at most."""
+COARSEST = 1_500_000
+"""Voxels of the coarsest copy, at most."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution. stride: full-resolution voxels per working voxel (z, y, x); spacing: mm of a working voxel."""
+
+    stride: Index
+    spacing: tuple[float, float, float]
+    shape: Index
+
+
+class Prepared:
+    """Volume-only state of the engine; safe to share between sessions and threads."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.levels = _levels(volume)
+        self._coarse: dict[int, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+        self.low, self.high, self.noise = _scale(volume.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beside the volume."""
+        return sum(a.nbytes for a in self._coarse.values())
+
+    def block(self, level: int, lo: Index, hi: Index) -> NDArray[np.float32]:
+        """Intensities of [lo, hi) in voxels of `level`, in units of the noise, clipped to the robust range."""
+        box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
+        if level == 0:
+            return self._scaled(self.volume.array[box].astype(np.float32))
+        with self._lock:
+            if level not in self._coarse:
+                self._coarse[level] = self._scaled(_block_mean(self.volume.array, self.levels[level]))
+        return np.ascontiguousarray(self._coarse[level][box])
+
+    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = np.nan_to_num(values, copy=False, nan=self.low, posinf=self.high, neginf=self.low)
+        np.clip(values, self.low, self.high, out=values)
+        values -= np.float32(self.low)
+        values /= np.float32(self.noise)
+        return values
+
+
+def _levels(volume: Volume) -> list[Level]:
+    """Full resolution first; every further level halves the axes that are still fine, until the copy is small."""
+    levels = [Level((1, 1, 1), volume.spacing_zyx, volume.shape)]
+    while np.prod(levels[-1].shape, dtype=np.int64) > COARSEST:
+        stride, spacing, shape = levels[-1].stride, levels[-1].spacing, levels[-1].shape
+        fine = min(s for s, n in zip(spacing, shape, strict=True) if n > 1)
+        halve = [s < 1.5 * fine and n > 8 for s, n in zip(spacing, shape, strict=True)]
+        z, y, x = (2 * s if h else s for s, h in zip(stride, halve, strict=True))
+        mm = tuple(2 * s if h else s for s, h in zip(spacing, halve, strict=True))
+        n = tuple(-(-full // s) for full, s in zip(volume.shape, (z, y, x), strict=True))
+        levels.append(Level((z, y, x), (mm[0], mm[1], mm[2]), (n[0], n[1], n[2])))
+    return levels
+
+
+def _block_mean(array: NDArray[np.generic], level: Level) -> NDArray[np.float32]:
+    """Mean over blocks of `level.stride`; incomplete blocks at the far faces repeat the last full sample."""
+    out = np.zeros(level.shape, np.float32)
+    sz, sy, sx = level.stride
+    nz, ny, nx = level.shape
+    for dz in range(sz):
+        z = np.minimum(np.arange(nz) * sz + dz, array.shape[0] - 1)
+        for k, source in enumerate(z):
+            plane = array[source]
+            for dy in range(sy):
+                y = np.minimum(np.arange(ny) * sy + dy, array.shape[1] - 1)
+                rows = plane[y]
+                for dx in range(sx):
+                    x = np.minimum(np.arange(nx) * sx + dx, array.shape[2] - 1)
+                    out[k] += rows[:, x]
+    out /= sz * sy * sx
+    return out
+
+
+def _scale(array: NDArray[np.generic]) -> tuple[float, float, float]:
+    """Robust low and high values and the noise, from a regular subsample of neighbouring voxels.
+
+    noise: 1.4826 times the median absolute difference of neighbours in x (most of them lie inside one tissue), but at
+    least 1/250 of the range, so that a picture without noise keeps a sensible unit.
+    """
+    step = max(1, round((array.size / SAMPLES) ** (1 / 3))) if array.shape[0] > 1 else max(1, round((array.size / SAMPLES) ** 0.5))
+    rows = array[:: min(step, array.shape[0]), ::step].astype(np.float32)
+    rows = rows.reshape(-1, array.shape[2])[:, : array.shape[2]]
+    if step > 1:
+        left, right = rows[:, :-1:step], rows[:, 1::step]
+    else:
+        left, right = rows[:, :-1], rows[:, 1:]
+    finite = np.isfinite(rows)
+    if not finite.any():
+        return 0.0, 1.0, 1.0
+    low, high = (float(v) for v in np.percentile(rows[finite], (0.5, 99.5)))
+    if high <= low:
+        low, high = float(rows[finite].min()), float(rows[finite].max())
+    if high <= low:
+        return low, low + 1.0, 1.0
+    width = min(left.shape[1], right.shape[1])
+    difference = np.abs(right[:, :width] - left[:, :width])
+    difference = difference[np.isfinite(difference) & (difference > 0)]
+    noise = 1.4826 * float(np.median(difference)) if difference.size else 0.0
+    return low, high, max(noise, 0.004 * (high - low))
