@@ -1,1 +1,63 @@
-"""Isocenter: one self-hosted server, command line and viewer for medical-imaging AI."""
+"""Isocenter: one self-hosted server, command line and viewer for medical-imaging AI.
+
+    import isocenter
+    ct = isocenter.load("ct.nii.gz")
+    lungs = isocenter.segment(ct, "lungs")
+    isocenter.save(lungs, "lungs.nii.gz", ct)
+
+Names are imported when they are first used, so that `import isocenter` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isocenter.api import load, models, save, segment
+    from isocenter.core.errors import IsocenterError
+    from isocenter.core.prompts import Box, Lasso, MaskPrompt, Point, Scribble, Text
+    from isocenter.core.segmentation import Segmentation
+    from isocenter.core.volume import Volume
+
+__version__ = "0.1.0"
+_HOME = {
+    "load": "api",
+    "models": "api",
+    "save": "api",
+    "segment": "api",
+    "IsocenterError": "core.errors",
+    "Box": "core.prompts",
+    "Lasso": "core.prompts",
+    "MaskPrompt": "core.prompts",
+    "Point": "core.prompts",
+    "Scribble": "core.prompts",
+    "Text": "core.prompts",
+    "Segmentation": "core.segmentation",
+    "Volume": "core.volume",
+}
+__all__ = [
+    "Box",
+    "IsocenterError",
+    "Lasso",
+    "MaskPrompt",
+    "Point",
+    "Scribble",
+    "Segmentation",
+    "Text",
+    "Volume",
+    "load",
+    "models",
+    "save",
+    "segment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'isocenter' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"isocenter.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

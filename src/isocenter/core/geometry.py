@@ -168,3 +168,24 @@ def restore(array: NDArray[np.generic], grid: Grid, target: str = "LPS") -> NDAr
     axes, flips = axes_towards(grid, target)
     straight = array[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
     return np.transpose(straight, np.argsort(axes))
+
+
+def onto(array: NDArray[np.generic], grid: Grid, target: Grid) -> NDArray[np.generic]:
+    """A view of `array` (z, y, x, on `grid`) in the axes of `target`, where both name the same points in another order.
+
+    Raises `GeometryError` unless one grid is the other with axes swapped or turned round (within a tenth of a voxel):
+    nothing is resampled.
+    """
+    step = np.linalg.inv(grid.affine_lps) @ target.affine_lps
+    turn = np.rint(step[:3, :3])
+    swapped = tuple(int(np.argmax(np.abs(turn[:, column]))) for column in range(3))
+    if np.abs(step[:3, :3] - turn).max() * max(target.shape) > 0.1 or sorted(swapped) != [0, 1, 2]:
+        raise GeometryError("the label map's grid is not the image's; resample it to the image first")
+    axes = tuple(2 - swapped[2 - axis] for axis in range(3))
+    flips = tuple(turn[swapped[2 - axis], 2 - axis] < 0 for axis in range(3))
+    turned = np.transpose(array, axes)[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
+    corner = np.array([shape - 1 if flip else 0 for shape, flip in zip(reversed(turned.shape), reversed(flips), strict=True)], dtype=float)
+    first = np.array([corner[swapped.index(axis)] for axis in range(3)])
+    if turned.shape != target.shape or np.abs(step[:3, 3] - first).max() > 0.1:
+        raise GeometryError("the label map does not cover the image's grid; resample it to the image first")
+    return turned

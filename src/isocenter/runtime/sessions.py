@@ -45,10 +45,12 @@ def changes(history: Sequence[Hashable], wanted: Sequence[Hashable]) -> tuple[in
             break
         missing[said] -= 1
         keep += 1
+    kept = Counter(history[:keep])
     add = []
     for index, prompt in enumerate(wanted):
-        # The first copies of a repeated prompt are those that were said before.
-        if wanted[: index + 1].count(prompt) > wanted.count(prompt) - missing[prompt]:
+        if kept[prompt]:
+            kept[prompt] -= 1
+        else:
             add.append(index)
     return keep, add
 

@@ -1,0 +1,87 @@
+"""The application: one service, every protocol's adapter, and what stands in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from isocenter.core.provenance import RESEARCH_USE
+from isocenter.core.settings import Settings
+from isocenter.http import biomedparse, errors, monailabel, operations
+from isocenter.http.context import Context
+from isocenter.http.guard import Guard
+from isocenter.io import pixels
+from isocenter.service import Service
+
+log = structlog.get_logger("isocenter")
+LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings. Starting it starts the decoders and compiles the kernels in the background."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = app.state.context = Context(Service(settings))
+        names = [name for spec in context.service.models() for name, _ in monailabel._entries(spec, context.service.models())]
+        log.info(f"Using Models: {names}")
+        if settings.decoders:
+            await context.read(lambda: pixels.start(settings.decoders))
+        background = [asyncio.create_task(_warm(app)), asyncio.create_task(_sweep(context, settings.artifact_sweep))]
+        try:
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.to_thread(context.close)
+            pixels.stop()
+
+    app = FastAPI(
+        title="Isocenter",
+        description=RESEARCH_USE,
+        version=operations.VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.metrics = operations.Metrics()
+    errors.install(app)
+    app.include_router(operations.router)
+    app.include_router(biomedparse.router)
+    app.include_router(biomedparse.files)
+    app.include_router(monailabel.router)
+    app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)
+    app.include_router(monailabel.router, prefix="/monai", include_in_schema=False)
+    operations.mount_docs(app)
+    # Added last means asked first: CORS answers preflights, the guard refuses strangers, then the request is measured.
+    app.add_middleware(operations.Measure, metrics=app.state.metrics)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(settings.cors_origins),
+        allow_origin_regex=LOCALHOST,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["Content-Disposition"],
+    )
+    return app
+
+
+async def _warm(app: FastAPI) -> None:
+    """Compile (or load) the kernels, then say that the server is ready."""
+    context: Context = app.state.context
+    await context.infer(context.service.warm)
+    app.state.ready = True
+    log.info("ready")
+
+
+async def _sweep(context: Context, period: float) -> None:
+    while True:
+        await context.read(context.service.sweep)
+        await asyncio.sleep(period)

@@ -1,0 +1,297 @@
+"""BiomedParse's protocol: words and a picture or volume in, masks out, as its existing clients send and read it.
+
+Prompts come as query parameters or as form fields; both count, in this order. Arrays are [D, H, W] = (z, y, x).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+
+from isocenter.core.errors import InputError, IsocenterError, UsageError
+from isocenter.core.model import Finding
+from isocenter.core.volume import Volume
+from isocenter.http.body import Form, read_form
+from isocenter.http.context import Context, Here
+from isocenter.http.errors import missing
+from isocenter.io import npz, picture
+from isocenter.io.upload import Upload
+from isocenter.service import Found
+
+router = APIRouter(prefix="/api/biomedparse/v1", tags=["BiomedParse"])
+files = APIRouter(tags=["BiomedParse"])
+
+Prompts = Annotated[list[str] | None, Query(description="What to find, such as `liver`; repeatable. Form fields of this name count too.")]
+Threshold = Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="A voxel is in the mask when its probability is larger.")]
+Heatmap = Annotated[bool, Query(description="Also return the probabilities, 0..255.")]
+SliceBatch = Annotated[int | None, Query(ge=1, le=1024, description="Slices per network call; taken by networks only.")]
+Modality = Annotated[str | None, Query(max_length=16, description="DICOM modality of an input that does not say, such as `CT`.")]
+Window = Annotated[str | None, Query(max_length=32, description="`W/L` in HU: what black to white of a picture stands for, with `modality=CT`.")]
+SeriesUid = Annotated[str | None, Query(max_length=64, description="Which DICOM series, where the archive holds several.")]
+Model = Annotated[str | None, Query(max_length=128, description="Model id; the default is the first that takes words.")]
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}, "prompts": {"type": "array", "items": {"type": "string"}}},
+                }
+            }
+        },
+    }
+}
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: str
+    gpu_available: bool
+
+
+class Result2D(BaseModel):
+    """One prompt's answer in a picture. mask and heatmap are base64 of 8-bit PNGs of the picture's size."""
+
+    prompt: str
+    description: str
+    classification_confidence: float
+    mask_confidence: float
+    mask_format: str
+    mask: str
+    heatmap: str | None
+    model: str
+    notes: list[str]
+
+
+class Result3D(BaseModel):
+    """One prompt's answer in a volume. affine maps (x, y, z, 1) to RAS millimetres; spacing is (z, y, x) as `axis_order` says."""
+
+    prompt: str
+    description: str
+    presence_confidence: float
+    mask_confidence: float
+    mask_format: str
+    mask_shape: list[int]
+    mask_url: str
+    heatmap_url: str | None
+    axis_order: str
+    affine: list[list[float]]
+    spacing: list[float]
+    series_uid: str | None
+    model: str
+    notes: list[str]
+
+
+class Answer2D(BaseModel):
+    """All prompts' answers, in their order."""
+
+    status: str
+    results: list[Result2D]
+
+
+class Answer3D(BaseModel):
+    """All prompts' answers, in their order."""
+
+    status: str
+    results: list[Result3D]
+
+
+class Array(BaseModel):
+    """An array as bytes in C order."""
+
+    shape: list[int]
+    dtype: str
+    data_base64: str
+
+
+@router.get("/health")
+async def health(here: Here) -> Health:
+    """Whether the service is up, and whether it computes on a GPU."""
+    return Health(status="healthy", gpu_available=any(d != "cpu" for d in here.service.runtime.devices))
+
+
+@router.post("/predict-2d", openapi_extra=_BODY)
+async def predict_2d(
+    request: Request,
+    here: Here,
+    prompts: Prompts = None,
+    threshold: Threshold = 0.5,
+    return_heatmap: Heatmap = False,
+    modality: Modality = None,
+    window: Window = None,
+    model: Model = None,
+) -> Answer2D:
+    """Find structures in one PNG, JPEG or single-frame DICOM."""
+    async with read_form(request, here.service.settings) as form:
+        file, words = _inputs(form, prompts)
+        greys = _window(window)
+
+        def work() -> tuple[Volume, Found]:
+            volume = here.service.open(file, modality=None if greys else modality)
+            if volume.shape[0] != 1:
+                raise InputError("Expected a single picture (PNG, JPEG or single-frame DICOM); volumes go to predict-3d-nifti or predict-3d-dicom")
+            if greys and (volume.source.format != "picture" or (modality or "").upper() != "CT"):
+                raise UsageError("window= goes with modality=CT and a PNG or JPEG")
+            volume = picture.to_hounsfield(volume, *greys) if greys else volume
+            return volume, here.service.find(volume, words, threshold=threshold, model=model)
+
+        _, found = await _run(here, work, "2D inference failed")
+        results = await here.read(lambda: [_result_2d(f, found, return_heatmap) for f in found.findings])
+        return Answer2D(status="success", results=results)
+
+
+@router.post("/predict-3d-nifti", openapi_extra=_BODY)
+async def predict_3d_nifti(
+    request: Request,
+    here: Here,
+    prompts: Prompts = None,
+    threshold: Threshold = 0.5,
+    return_heatmap: Heatmap = False,
+    slice_batch_size: SliceBatch = None,
+    modality: Modality = None,
+    model: Model = None,
+) -> Answer3D:
+    """Find structures in a NIfTI volume (`.nii`, `.nii.gz`)."""
+    async with read_form(request, here.service.settings) as form:
+        file, words = _inputs(form, prompts)
+        if file.suffix not in (".nii", ".nii.gz"):
+            raise HTTPException(400, "Expected a NIfTI file (.nii or .nii.gz)")
+        return await _predict_3d(here, file, words, threshold, return_heatmap, "3D NIfTI inference failed", modality=modality, model=model)
+
+
+@router.post("/predict-3d-dicom", openapi_extra=_BODY)
+async def predict_3d_dicom(
+    request: Request,
+    here: Here,
+    prompts: Prompts = None,
+    threshold: Threshold = 0.5,
+    return_heatmap: Heatmap = False,
+    slice_batch_size: SliceBatch = None,
+    modality: Modality = None,
+    series_uid: SeriesUid = None,
+    model: Model = None,
+) -> Answer3D:
+    """Find structures in a DICOM series, sent as a ZIP."""
+    async with read_form(request, here.service.settings) as form:
+        file, words = _inputs(form, prompts)
+        if file.suffix != ".zip":
+            raise HTTPException(400, "Expected a ZIP containing a DICOM series (with or without DICOMDIR)")
+        return await _predict_3d(
+            here, file, words, threshold, return_heatmap, "3D DICOM inference failed", modality=modality, series_uid=series_uid, model=model
+        )
+
+
+@router.get("/fetch-npz")
+async def fetch_npz(here: Here, name: str, key: str = "seg") -> Array:
+    """The array in a result file, as base64."""
+    if not name.endswith(".npz"):
+        raise HTTPException(400, "Expected .npz filename")
+    if "/" in name or "\\" in name or "\0" in name or ".." in name:
+        raise HTTPException(403, "Access denied")
+    path = here.service.artifacts.path(name)
+    array = await here.read(lambda: npz.read(path, key))
+    if array is None:
+        raise HTTPException(400, f"Key '{key[:40]}' not in NPZ")
+    return Array(shape=list(array.shape), dtype=str(array.dtype), data_base64=await here.read(lambda: base64.b64encode(array.data).decode()))
+
+
+@files.get("/files/{name}")
+async def file(here: Here, name: str) -> FileResponse:
+    """A result file (`.npz`)."""
+    return FileResponse(here.service.artifacts.path(name), media_type="application/octet-stream", filename=name)
+
+
+def _inputs(form: Form, query: list[str] | None) -> tuple[Upload, list[str]]:
+    file = form.files.get("file")
+    if file is None:
+        raise missing("file")
+    words = [w.strip() for w in [*(query or []), *form.fields.get("prompts", [])] if w.strip()]
+    if not words:
+        raise HTTPException(400, "No prompts provided")
+    return file, words
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    """Width and level in HU from a text such as "400/40"."""
+    if text is None:
+        return None
+    try:
+        width, level = (float(part) for part in text.split("/"))
+    except ValueError:
+        raise UsageError("window must be width/level in HU, such as 400/40") from None
+    if not (math.isfinite(width) and math.isfinite(level) and width > 0):
+        raise UsageError("window must be width/level in HU, such as 400/40")
+    return width, level
+
+
+async def _run(here: Context, work: Any, failure: str) -> Any:
+    """Inference, whose unforeseen failures carry the protocol's own words."""
+    try:
+        return await here.infer(work)
+    except (IsocenterError, MemoryError):
+        raise
+    except Exception as error:
+        raise HTTPException(500, f"{failure}: internal error, see the server's log") from error
+
+
+async def _predict_3d(
+    here: Context, upload: Upload, words: list[str], threshold: float, heatmap: bool, failure: str, *, model: str | None, **how: str | None
+) -> Answer3D:
+    volume: Volume = await here.read(lambda: here.service.open(upload, **how))
+    found: Found = await _run(here, lambda: here.service.find(volume, words, threshold=threshold, model=model), failure)
+    results = await here.read(lambda: [_result_3d(here, f, found, volume, heatmap) for f in found.findings])
+    return Answer3D(status="success", results=results)
+
+
+def _mask_confidence(finding: Finding) -> float:
+    inside = finding.probability[finding.mask != 0]
+    return float(inside.mean()) / 255 if inside.size else 0.0
+
+
+def _result_2d(finding: Finding, found: Found, heatmap: bool) -> Result2D:
+    return Result2D(
+        prompt=finding.prompt,
+        description=finding.prompt,
+        classification_confidence=finding.presence,
+        mask_confidence=_mask_confidence(finding),
+        mask_format="png",
+        mask=base64.b64encode(picture.png(finding.mask[0] * 255)).decode(),
+        heatmap=base64.b64encode(picture.png(finding.probability[0])).decode() if heatmap else None,
+        model=found.provenance.model,
+        notes=list(found.provenance.notes),
+    )
+
+
+def _result_3d(here: Context, finding: Finding, found: Found, volume: Volume, heatmap: bool) -> Result3D:
+    artifacts = here.service.artifacts
+    mask_name = artifacts.put("seg", npz.write({"seg": finding.mask}))
+    heat_name = artifacts.put("prob", npz.write({"prob": finding.probability})) if heatmap else None
+    if heat_name and here.service.settings.validate_heatmap:
+        stored = npz.read(artifacts.path(heat_name), "prob")
+        if stored is None or stored.dtype != "uint8" or stored.shape != volume.shape:
+            raise HTTPException(500, "Heatmap artifact validation failed: key 'prob' is missing or not uint8")
+    return Result3D(
+        prompt=finding.prompt,
+        description=finding.prompt,
+        presence_confidence=finding.presence,
+        mask_confidence=_mask_confidence(finding),
+        mask_format="npz",
+        mask_shape=list(finding.mask.shape),
+        mask_url=f"/files/{mask_name}",
+        heatmap_url=f"/files/{heat_name}" if heat_name else None,
+        axis_order="zyx",
+        affine=volume.grid.affine_ras.tolist(),
+        spacing=list(volume.spacing_zyx),
+        series_uid=volume.source.series_uid,
+        model=found.provenance.model,
+        notes=list(found.provenance.notes),
+    )

@@ -1,0 +1,149 @@
+"""Request bodies, read as they come: files go to disk chunk by chunk, hashed and counted; fields stay in memory, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from isocenter.core.errors import InputError, LimitError
+from isocenter.core.settings import Settings
+from isocenter.io.upload import Upload
+
+MAX_FIELD_BYTES = 4 * 1024 * 1024
+MAX_PARTS = 10_000
+
+
+@dataclass
+class Form:
+    """A multipart body. Field values by name, in order; files by field name (the first of each name counts)."""
+
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, Upload] = field(default_factory=dict)
+
+    def text(self, name: str, default: str = "") -> str:
+        """The last value of a field."""
+        return self.fields.get(name, [default])[-1]
+
+    def close(self) -> None:
+        """Drop the files."""
+        for upload in self.files.values():
+            upload.close()
+
+
+class _Reader:
+    """Builds a `Form` out of the multipart parser's callbacks."""
+
+    def __init__(self, boundary: bytes, limit: int, folder: Path | None) -> None:
+        self.form = Form()
+        self._limit = limit
+        self._folder = folder
+        self._parts = 0
+        self._text_bytes = 0
+        self._header = (bytearray(), bytearray())
+        self._headers: dict[bytes, bytes] = {}
+        self._name = ""
+        self._text: bytearray | None = None
+        self._file: Upload | None = None
+        self.parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda d, a, b: self._header[0].extend(d[a:b]),
+                "on_header_value": lambda d, a, b: self._header[1].extend(d[a:b]),
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_done,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+            },
+        )
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise LimitError("the form has too many parts", limit="form parts", value=MAX_PARTS)
+        self._headers = {}
+
+    def _header_end(self) -> None:
+        self._headers[bytes(self._header[0]).lower()] = bytes(self._header[1])
+        self._header[0].clear()
+        self._header[1].clear()
+
+    def _headers_done(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._text = self._file = None
+        if b"filename" in options:
+            name = options[b"filename"].decode("utf-8", "replace")
+            self._file = Upload(name, limit=self._limit, folder=self._folder)
+            if self._name in self.form.files:
+                self.form.files[f"{self._name}#{self._parts}"] = self._file
+            else:
+                self.form.files[self._name] = self._file
+        else:
+            self._text = bytearray()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is not None:
+            self._file.write(memoryview(data)[start:end])
+        elif self._text is not None:
+            self._text_bytes += end - start
+            if self._text_bytes > MAX_FIELD_BYTES:
+                raise LimitError("the form's text fields are too large", limit="form field bytes", value=MAX_FIELD_BYTES)
+            self._text += data[start:end]
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file.finish()
+        elif self._text is not None:
+            self.form.fields.setdefault(self._name, []).append(self._text.decode("utf-8", "replace"))
+
+
+@asynccontextmanager
+async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]:
+    """The multipart (or, for fields alone, urlencoded) body of a request; its files live as long as the block.
+
+    Raises `LimitError` as soon as a limit is passed, `InputError` for a body that is not well formed.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > settings.max_upload_bytes + MAX_FIELD_BYTES:
+        raise LimitError("the upload is too large", limit="max_upload_bytes", value=settings.max_upload_bytes)
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 256:
+        # A body without files: let the framework's parser take it, within the same bound.
+        if kind == b"application/x-www-form-urlencoded":
+            if not length.isdigit() or int(length) > MAX_FIELD_BYTES:
+                raise LimitError("the form is too large", limit="form field bytes", value=MAX_FIELD_BYTES)
+            values = await request.form()
+            yield Form({key: [str(v) for v in values.getlist(key)] for key in values})
+            return
+        yield Form()
+        return
+    reader = _Reader(boundary, settings.max_upload_bytes, None)
+    try:
+        total = 0
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > settings.max_upload_bytes + MAX_FIELD_BYTES:
+                raise LimitError("the upload is too large", limit="max_upload_bytes", value=settings.max_upload_bytes)
+            _feed(reader, chunk)
+        unfinished = [u for u in reader.form.files.values() if not u.digest]
+        if unfinished:
+            raise InputError("the upload ended before its last byte; send it again")
+        yield reader.form
+    finally:
+        reader.form.close()
+
+
+def _feed(reader: _Reader, chunk: bytes) -> None:
+    from python_multipart.exceptions import FormParserError
+
+    try:
+        reader.parser.write(chunk)
+    except FormParserError:
+        raise InputError("the multipart body is not well formed") from None

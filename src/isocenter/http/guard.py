@@ -1,0 +1,72 @@
+"""Who may speak to the server: Host names (against DNS rebinding), the API key, and which paths need none."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from isocenter.core.settings import Settings
+
+#: Open even when a key is set: what load balancers and clients ask before they can know of a key.
+OPEN_PATHS = {"/", "/monai", "/monai/", "/healthz", "/readyz", "/health", "/api/biomedparse/v1/health"}
+OPEN_PREFIXES = ("/auth/", "/monai/auth/", "/ui/")
+#: Paths of the faces that `open_faces` can let keyless clients into.
+FACES = {
+    "biomedparse": ("/api/biomedparse/", "/files/"),
+    "monai": ("/info", "/infer/", "/session/", "/datastore/", "/monai/"),
+}
+
+
+class Guard:
+    """ASGI middleware that turns away requests before anything of their body is read."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._key = settings.api_key.encode() if settings.api_key else None
+        self._hosts = {h.lower() for h in settings.allowed_hosts} | {"localhost", settings.host.lower()}
+        self._open = OPEN_PREFIXES + tuple(p for face in settings.open_faces for p in FACES.get(face, ()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        refusal = self._wrong_host(headers) or self._wrong_key(scope["path"], scope["method"], headers)
+        await (refusal or self._app)(scope, receive, send)
+
+    def _wrong_host(self, headers: Iterable[tuple[bytes, bytes]]) -> JSONResponse | None:
+        host = next((v for k, v in headers if k == b"host"), b"").decode("latin-1").lower()
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.split(":", 1)[0]
+        # A bare address cannot be rebound to another; only names can.
+        if not name or "*" in self._hosts or name in self._hosts or _is_address(name):
+            return None
+        return JSONResponse(
+            {"detail": "this host name is not served here; if it is this server's own, list it in ISOCENTER_ALLOWED_HOSTS"}, status_code=400
+        )
+
+    def _wrong_key(self, path: str, method: str, headers: Iterable[tuple[bytes, bytes]]) -> JSONResponse | None:
+        # A browser's preflight carries no key by design.
+        if self._key is None or path in OPEN_PATHS or path.startswith(self._open) or method == "OPTIONS":
+            return None
+        given = b""
+        for name, value in headers:
+            if name == b"x-api-key":
+                given = value
+            elif name == b"authorization" and value[:7].lower() == b"bearer ":
+                given = given or value[7:].strip()
+        if hmac.compare_digest(given, self._key):
+            return None
+        return JSONResponse({"detail": "Unauthorized"}, 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
