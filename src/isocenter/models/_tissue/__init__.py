@@ -1,0 +1,1 @@
+"""Text prompts on CT: the parts of the model `tissue`."""

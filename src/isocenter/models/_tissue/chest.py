@@ -1,0 +1,76 @@
+"""Within the chest: left and right lung, and the airways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isocenter.models._tissue import shapes
+from isocenter.models._tissue.grid import Mask
+
+if TYPE_CHECKING:
+    from isocenter.models._tissue.scene import Scene
+
+
+def sides(scene: Scene) -> tuple[Mask, Mask]:
+    """The left and the right lung.
+
+    Where the two touch (in front of the heart, or by partial volume) they are parted at their narrowest: the lungs are
+    eroded until what is left lies on one side of the midline or the other, and each voxel goes to the nearest of these.
+    """
+    lungs = scene.lungs
+    x = scene.working.axis(2)
+    left_half = np.broadcast_to(x > scene.midline, lungs.shape)
+    depth = shapes.depth(lungs, scene.spacing)
+    seeds = np.zeros(lungs.shape, np.int32)
+    rest = lungs
+    for mm in (0.0, 3.0, 6.0, 9.0, 13.0, 18.0):
+        labels, sizes = shapes.components(rest & (depth > mm))
+        if len(sizes) < 2:
+            break
+        on_left = np.bincount(labels[left_half], minlength=len(sizes)) / np.maximum(sizes, 1)
+        numbers = np.arange(len(sizes))
+        # A whole lung reaches over the midline by some per cent; two joined lungs are halved by it.
+        seeds[shapes.chosen(labels, numbers[on_left > 0.85])] = 1
+        seeds[shapes.chosen(labels, numbers[on_left < 0.15])] = 2
+        rest = shapes.chosen(labels, numbers[(on_left >= 0.15) & (on_left <= 0.85)])
+        if not rest.any():
+            break
+    seeds[rest] = np.where(left_half[rest], 1, 2)
+    owner = shapes.nearest_label(seeds, lungs, scene.spacing)
+    return owner == 1, owner == 2
+
+
+def airways(scene: Scene) -> Mask:
+    """Trachea and main bronchi: cores of gas in front of the spine, at lung height or above, tube-like in slices."""
+    gas = scene.gas
+    if scene.flat or not gas.any() or scene.plane != 0:
+        return np.zeros_like(gas)
+    labels, sizes = shapes.components(shapes.dilate(gas, 0.8 * scene.voxel, scene.spacing) & scene.aerated & ~scene.lungs)
+    lungs = scene.lungs
+    z, y, x = scene.working.axis(0), scene.working.axis(1), scene.working.axis(2)
+    floor = _lowest(scene, lungs)
+    spine = scene.spine
+    kept = []
+    for number in np.flatnonzero(sizes[1:] >= 6) + 1:
+        part = labels == number
+        heights = np.flatnonzero(part.any(axis=(1, 2)))
+        tall = len(heights) * scene.spacing[0]
+        area = part.sum(axis=(1, 2))[heights] * scene.spacing[1] * scene.spacing[2]
+        middle = [float((axis * part.sum(axis=tuple(a for a in range(3) if a != i))).sum() / part.sum()) for i, axis in enumerate((z, y, x))]
+        high = middle[0] > floor
+        central = spine is None or (abs(middle[2] - spine[1]) < 45 and -10 < spine[0] - middle[1] < 110)
+        if high and central and tall >= 25 and np.median(area) < 1100:
+            kept.append(int(number))
+    return shapes.chosen(labels, kept)
+
+
+def _lowest(scene: Scene, lungs: Mask) -> float:
+    """Height in mm above which gas in the middle is airway rather than stomach: a third of the way up the lungs."""
+    used = np.flatnonzero(lungs.sum(axis=(1, 2)) * scene.spacing[1] * scene.spacing[2] > 400)
+    z = scene.working.axis(0)
+    if not len(used):
+        # No lung in sight: neck and head hold airways, the belly does not, and bones do not tell which this is.
+        return float("inf")
+    return float(z[used[0]] + (z[used[-1]] - z[used[0]]) * 0.35)

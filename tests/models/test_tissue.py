@@ -1,0 +1,170 @@
+"""`tissue`: words to masks on CT, measured on the phantom and on real scans."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isocenter.core.errors import CancelledError, UnknownPromptError, UnsupportedError, UsageError
+from isocenter.core.geometry import Grid, reorient
+from isocenter.core.model import ModelContext
+from isocenter.core.phantom import Phantom, phantom
+from isocenter.core.volume import Volume
+from isocenter.models.tissue import SPEC, Tissue
+
+SIZE = (64, 80, 80)
+
+
+@pytest.fixture(scope="module")
+def torso() -> Phantom:
+    return phantom(SIZE)
+
+
+@pytest.fixture(scope="module")
+def model() -> Tissue:
+    tissue = Tissue()
+    tissue.load(ModelContext())
+    return tissue
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.count_nonzero(a) + np.count_nonzero(b)
+    return 2 * float(np.count_nonzero((a != 0) & (b != 0))) / both if both else 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("body", 0.98), ("lungs", 0.96), ("lung_left", 0.96), ("lung_right", 0.96), ("airways", 0.75), ("bone", 0.75), ("fat", 0.85), ("muscle", 0.6)],
+)
+def test_the_phantom_is_found(torso: Phantom, model: Tissue, name: str, least: float) -> None:
+    (found,) = model.find(torso.volume, [name])
+    assert dice(found.mask, torso.masks[name]) >= least
+    assert found.presence > 0.8
+    assert found.label.name == name
+
+
+ORIENTATIONS = [
+    "".join(letters)
+    for order in itertools.permutations(("LR", "PA", "SI"))
+    for letters in itertools.product(*order)
+]  # fmt: skip
+
+
+@given(orientation=st.sampled_from(ORIENTATIONS))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_orientation_gives_the_same_anatomy(torso: Phantom, orientation: str) -> None:
+    turned = phantom(SIZE, orientation=orientation).volume
+    assert turned.grid.orientation == orientation
+    names = ["lung_left", "bone"]
+    fresh = Tissue()
+    for a, b in zip(fresh.find(torso.volume, names), fresh.find(turned, names), strict=True):
+        assert b.mask.shape == turned.shape
+        assert (reorient(b.mask, turned.grid) == a.mask).all()
+
+
+@given(one=st.floats(0, 0.99), other=st.floats(0, 0.99), name=st.sampled_from(["lungs", "bone", "fat", "body"]))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_thresholds_nest(torso: Phantom, model: Tissue, one: float, other: float, name: str) -> None:
+    low, high = sorted((one, other))
+    (wide,), (narrow,) = (model.find(torso.volume, [name], threshold=t) for t in (low, high))
+    assert (narrow.mask <= wide.mask).all()
+    assert (wide.probability == narrow.probability).all()
+    assert (wide.mask == (wide.probability / 255 > low)).all()
+
+
+def test_probabilities_are_graded(torso: Phantom, model: Tissue) -> None:
+    (found,) = model.find(torso.volume, ["lungs"])
+    assert len(np.unique(found.probability)) > 50
+    assert found.probability.dtype == found.mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("The Lungs", "lungs"),
+        ("pulmonary", "lungs"),
+        ("left lung", "lung_left"),
+        ("lung, left", "lung_left"),
+        ("right_lungs", "lung_right"),
+        ("Skeleton", "bone"),
+        ("fatty-tissue", "fat"),
+        ("ADIPOSE", "fat"),
+        ("windpipe", "airways"),
+        ("the bronchi", "airways"),
+        ("muscles", "muscle"),
+        ("bowel gas", "air"),
+    ],
+)
+def test_other_words_are_understood(torso: Phantom, model: Tissue, words: str, name: str) -> None:
+    (found,) = model.find(torso.volume, [words])
+    assert found.prompt == words
+    assert found.label.name == name
+
+
+def test_an_unknown_word_is_refused_with_a_list(torso: Phantom, model: Tissue) -> None:
+    with pytest.raises(UnknownPromptError, match=r'"pancreas".*lungs.*`isocenter models list`'):
+        model.find(torso.volume, ["lungs", "pancreas"])
+
+
+@pytest.mark.parametrize("modality", ["MR", None])
+def test_other_images_are_refused(torso: Phantom, model: Tissue, modality: str | None) -> None:
+    with pytest.raises(UnsupportedError, match="modality=CT"):
+        model.find(torso.volume.with_modality(modality, "a.u."), ["lungs"])
+
+
+def test_a_threshold_out_of_range_is_refused(torso: Phantom, model: Tissue) -> None:
+    with pytest.raises(UsageError, match="threshold"):
+        model.find(torso.volume, ["lungs"], threshold=1.5)
+
+
+def test_it_stops_when_asked(torso: Phantom) -> None:
+    tissue = Tissue()
+    tissue.load(ModelContext(cancelled=lambda: True))
+    with pytest.raises(CancelledError):
+        tissue.find(torso.volume, ["lungs"])
+
+
+def test_progress_is_told(torso: Phantom) -> None:
+    told: list[float] = []
+    tissue = Tissue()
+    tissue.load(ModelContext(progress=lambda fraction, message: told.append(fraction)))
+    tissue.find(torso.volume, ["lungs", "bone"])
+    assert told[-1] == 1.0
+    assert len(told) > 4
+
+
+def test_oblique_scans_keep_the_patients_sides(torso: Phantom, model: Tissue) -> None:
+    turn = np.deg2rad(20)
+    c, s = float(np.cos(turn)), float(np.sin(turn))
+    grid = Grid(torso.volume.shape, torso.volume.spacing, (10.0, 20.0, 30.0), ((c, -s, 0.0), (s, c, 0.0), (0.0, 0.0, 1.0)))
+    oblique = Volume.on_grid(torso.volume.array, grid, modality="CT", unit="HU")
+    (found,) = model.find(oblique, ["left lung"])
+    assert dice(found.mask, torso.masks["lung_left"]) > 0.96
+
+
+@pytest.mark.parametrize(("name", "least"), [("lungs", 0.96), ("lung_left", 0.95), ("bone", 0.7), ("fat", 0.8), ("body", 0.97)])
+def test_a_single_slice_is_answered(torso: Phantom, model: Tissue, name: str, least: float) -> None:
+    z = 40
+    (found,) = model.find(replace(torso.volume, array=torso.volume.array[z : z + 1], key=""), [name])
+    assert dice(found.mask, torso.masks[name][z : z + 1]) >= least
+
+
+@pytest.mark.parametrize("fill", [-1000, 0, 60])
+def test_nothing_is_found_in_nothing(model: Tissue, fill: int) -> None:
+    blank = Volume(np.full((12, 20, 20), fill, np.int16), modality="CT")
+    for found in model.find(blank, ["lungs", "lung left", "airways", "bone", "air"]):
+        assert not found.mask.any()
+        assert found.presence < 0.1
+
+
+def test_the_spec_names_what_the_model_finds() -> None:
+    from isocenter.models._tissue.places import PLACES
+
+    assert [label.name for label in SPEC.labels] == list(PLACES)
+    assert set(SPEC.synonyms.values()) == set(PLACES)
+    assert SPEC.fallback
