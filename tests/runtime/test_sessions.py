@@ -1,0 +1,93 @@
+"""Sessions: the order of prompts is kept, taken back and never shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isocenter.core.prompts import Box, Point, Prompt
+from isocenter.runtime.sessions import Sessions, changes, union
+
+
+class Recorder:
+    """An interaction that only remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.log: list[Prompt] = []
+        self.mask = np.zeros((1, 1, 1), np.uint8)
+        self.nbytes = 100
+
+    def add(self, prompts: Sequence[Prompt]) -> Box | None:
+        self.log += prompts
+        return Box((0, 0, 0), (1, 1, 1))
+
+    def undo(self) -> Box | None:
+        self.log.pop()
+        return Box((0, 0, 0), (1, 1, 1))
+
+
+prompts = st.lists(st.builds(Point, st.tuples(st.just(0), st.just(0), st.integers(0, 3)), st.booleans()), max_size=6)
+
+
+@given(said=prompts, wanted=prompts)
+def test_changes_lead_to_exactly_what_is_wanted(said: list[Any], wanted: list[Any]) -> None:
+    keep, add = changes(said, wanted)
+    key = str
+    assert sorted([*said[:keep], *(wanted[i] for i in add)], key=key) == sorted(wanted, key=key)
+    if sorted(said, key=key) == sorted(wanted, key=key):
+        assert (keep, add) == (len(said), []), "the same prompts in another order change nothing"
+
+
+def test_the_order_in_which_prompts_came_is_kept() -> None:
+    sessions = Sessions(10**6, 60)
+    recorder = Recorder()
+    p, n, q = Point((0, 0, 0)), Point((0, 0, 1), positive=False), Point((0, 0, 2))
+    for request in ([p], [p, n], [p, q, n]):
+        with sessions.hold(("m", "v", "me"), lambda: recorder) as session:
+            session.follow(request)
+    assert recorder.log == [p, n, q]
+    with sessions.hold(("m", "v", "me"), lambda: recorder) as session:
+        session.follow([q, p])
+    assert recorder.log == [p, q]
+
+
+def test_owners_and_volumes_do_not_share() -> None:
+    sessions = Sessions(10**6, 60)
+    seen = []
+    for key in (("m", "v", "a"), ("m", "v", "b"), ("m", "w", "a")):
+        with sessions.hold(key, Recorder) as session:
+            seen.append(session)
+            session.follow([Point((0, 0, 0))])
+    assert len({id(s) for s in seen}) == 3
+    assert sessions.drop(lambda key: key[2] == "a") == 2
+    assert len(sessions) == 1
+
+
+def test_a_failure_ends_the_session_and_memory_is_bounded() -> None:
+    sessions = Sessions(250, 60)
+    try:
+        with sessions.hold(("m", "v", "a"), Recorder):
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert len(sessions) == 0
+    for owner in range(5):
+        with sessions.hold(("m", "v", owner), Recorder):
+            pass
+    assert len(sessions) == 2
+
+
+def test_old_sessions_are_swept() -> None:
+    sessions = Sessions(10**6, 0)
+    with sessions.hold(("m", "v", "a"), Recorder):
+        pass
+    assert sessions.sweep() == 1
+
+
+def test_union_of_boxes() -> None:
+    assert union(None, None) is None
+    assert union(Box((1, 2, 3), (2, 3, 4)), Box((0, 5, 3), (1, 6, 9))) == Box((0, 2, 3), (2, 6, 9))
