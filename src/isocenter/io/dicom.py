@@ -1,0 +1,156 @@
+"""DICOM images to a `Volume`: files are scanned, one series is chosen, stacked, and its pixels are read into one array."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isocenter.core.errors import InputError, LimitError, UnsupportedError
+from isocenter.core.settings import Limits
+from isocenter.core.volume import Series, Source, Volume
+from isocenter.io import dicom_header, dicom_image, pixels, pixels_frames
+from isocenter.io.archive import Part
+from isocenter.io.dicom_image import Slice
+from isocenter.io.dicom_resample import resample
+from isocenter.io.dicom_stack import Stack, stack
+from isocenter.io.dicom_values import Values, native, swapped
+
+
+@dataclass
+class Scan:
+    """The images that have been seen so far, by series, and the kinds of objects that are no images."""
+
+    limits: Limits
+    series: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    others: list[str] = field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        """Read the header of one DICOM file."""
+        header = dicom_header.read(part, self.limits)
+        if words := dicom_image.not_an_image(header):
+            self.others.append(words)
+            return
+        found = dicom_image.slices(part, header, self.limits)
+        if found[0].compressed:
+            pixels.prepare(self.limits)
+        self.series[header.text(0x0020000E)] += found
+
+
+def read(parts: Iterable[Part], *, limits: Limits, series_uid: str | None = None) -> Volume:
+    """The volume of one series among DICOM files: the one named, or the one with most voxels."""
+    scan = Scan(limits)
+    for part in parts:
+        scan.add(part)
+    return volume(scan, series_uid)
+
+
+def volume(scan: Scan, series_uid: str | None = None) -> Volume:
+    """The volume of one series of a scan."""
+    if not scan.series:
+        what = scan.others[0] if scan.others else "nothing that is DICOM"
+        raise UnsupportedError(f"no image was found: this is {what}")
+    found = tuple(_describe(uid, images) for uid, images in scan.series.items())
+    uid, notes = _choose(found, series_uid, scan)
+    made = stack(scan.series[uid], scan.limits)
+    images, grid = made.slices, made.grid
+    if len(images) * images[0].form.rows * images[0].form.columns > scan.limits.max_voxels:
+        raise LimitError("the series holds too many voxels", limit="max_voxels", value=scan.limits.max_voxels)
+    array, headers = _load(images, scan.limits)
+    notes += [*made.notes, *_remarks(made)]
+    if made.places is not None:
+        array, headers = resample(array, made.places, grid.shape), ()
+        notes.append("The volume's slices are not those of the files, so a DICOM segmentation cannot refer to them.")
+    modality = next(s.modality for s in found if s.uid == uid) or None
+    source = Source(
+        "dicom", tuple(notes), headers=headers, series=found, series_uid=uid or None, flipped=images[0].number > images[-1].number
+    )  # fmt: skip
+    return Volume.on_grid(array, grid, modality=modality, unit="HU" if modality == "CT" else "a.u.", source=source)
+
+
+def _describe(uid: str, images: list[Slice]) -> Series:
+    first = images[0]
+    return Series(uid, first.header.text(0x00080060), len(images), first.form.rows, first.form.columns)
+
+
+def _choose(found: tuple[Series, ...], wanted: str | None, scan: Scan) -> tuple[str, list[str]]:
+    if wanted is not None:
+        if wanted not in scan.series:
+            raise InputError("no image of the series that was asked for was found; found were: " + ", ".join(s.uid for s in found[:8]))
+        return wanted, []
+    best = max(found, key=lambda s: sum(i.form.rows * i.form.columns for i in scan.series[s.uid]))
+    if len(found) == 1:
+        return best.uid, []
+    return best.uid, [f"{len(found)} series were found; the largest, {best.uid} with {best.images} images, was read."]
+
+
+def _remarks(made: Stack) -> list[str]:
+    """What reading the values did to them."""
+    first = made.slices[0]
+    notes = []
+    if first.form.samples == 3:
+        notes.append("The image is in colour; its brightness was read.")
+    if first.form.photometric == "MONOCHROME1":
+        notes.append("High values are shown dark (MONOCHROME1); the values are as stored.")
+    if 0x00283000 in first.header.values:
+        notes.append("The image has a modality lookup table, which was not applied.")
+    return notes
+
+
+# -- pixels ------------------------------------------------------------------------------------------------------------
+
+
+def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tuple[bytes, ...]]:
+    """The values of all slices, (z, y, x), and the headers of their files: one a slice, or the one of a multi-frame file."""
+    values = Values(images)
+    if images[0].frames > 1 and len({id(s.header) for s in images}) == 1:
+        headers: tuple[bytes, ...] = (_header(images[0]),)
+    else:
+        headers = tuple(_header(image) for image in images)
+    packed = [k for k, image in enumerate(images) if image.compressed]
+    for k, image in enumerate(images):
+        if not image.compressed:
+            _read(values, k, image)
+    if packed:
+        _decode(values, images, packed, limits)
+    return values.array, headers
+
+
+def _header(image: Slice) -> bytes:
+    header = image.header
+    return header.inflated[: header.end] if header.inflated is not None else image.part.read(0, header.end)
+
+
+def _read(values: Values, index: int, image: Slice) -> None:
+    """One uncompressed slice, straight to its place where the samples have 16 bits."""
+    header, form = image.header, image.form
+    count = form.nbytes if form.photometric != "YBR_FULL_422" else form.rows * form.columns * 2
+    start = header.pixel_offset + image.frame * count
+    place = values.raw(index, image) if header.inflated is None else None
+    if place is None:
+        data = header.inflated[start : start + count] if header.inflated is not None else image.part.read(start, count)
+        if len(data) < count:
+            raise InputError("a DICOM file is shorter than it was")
+        values.put(index, native(data, image), image)
+        return
+    if image.part.readinto(place.data.cast("B"), start) < count:
+        raise InputError("a DICOM file is shorter than it was")
+    if swapped(form):
+        place.byteswap(inplace=True)
+    values.put(index, place.view(form.dtype), image)
+
+
+def _decode(values: Values, images: list[Slice], packed: list[int], limits: Limits) -> None:
+    """The compressed slices, by way of the decoder processes."""
+    pieces: dict[int, list[pixels_frames.Pieces]] = {}
+    frames = []
+    for k in packed:
+        image = images[k]
+        if id(image.header) not in pieces:
+            pieces[id(image.header)] = pixels_frames.frames(image.part, image.header.pixel_offset, image.frames)
+        frames.append(pixels.Frame(image.part, pieces[id(image.header)][image.frame], image.form))
+    for index, samples in pixels.decode(frames, limits):
+        values.put(packed[index], samples, images[packed[index]])

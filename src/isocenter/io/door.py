@@ -1,0 +1,163 @@
+"""The one way in for bytes from outside: what they are is told from their content, then the reader of that kind takes over.
+
+Every failure leaves as one of Isocenter's own errors, with a sentence that holds nothing of the input.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from typing_extensions import Buffer
+
+from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError
+from isocenter.core.settings import Limits
+from isocenter.core.volume import Volume
+from isocenter.io import dicom, dicom_header
+from isocenter.io.archive import Part, Walk
+from isocenter.io.upload import Upload
+
+_HEAD = 4096
+
+
+def read_upload(upload: Upload, *, limits: Limits, series_uid: str | None = None, modality: str | None = None) -> Volume:
+    """The volume in an uploaded file: DICOM, a ZIP of it, NIfTI, NRRD, MetaImage, PNG or JPEG.
+
+    series_uid chooses among several DICOM series (default: the one with most voxels). modality overrides what the input says.
+    """
+    return _guarded(lambda: _finish(_file(Part(upload.size, file=upload.file, name=upload.name), limits, series_uid), modality))
+
+
+def read_path(path: Path, *, limits: Limits, series_uid: str | None = None, modality: str | None = None) -> Volume:
+    """As `read_upload`, for a file or a folder of this machine; in a folder, all DICOM files at any depth are looked at."""
+
+    def read() -> Volume:
+        if path.is_dir():
+            return _finish(_parts(_folder(path), limits, series_uid), modality)
+        if not path.is_file():
+            raise InputError("there is no such file or folder")
+        return _finish(_file(Part(path.stat().st_size, path=path, name=path.name), limits, series_uid), modality)
+
+    return _guarded(read)
+
+
+def _guarded(read: Callable[[], Volume]) -> Volume:
+    """`read`, with every fault turned into an error that may be shown."""
+    try:
+        return read()
+    except IsocenterError:
+        raise
+    except MemoryError:
+        raise MemoryLimitError("there is not enough memory to read this input") from None
+    except OSError:
+        raise InputError("the input cannot be opened or read") from None
+    except Exception:  # a parser's own fault must not reach the client with its words
+        raise InputError("the input is damaged or written in an unusual way; it cannot be read") from None
+
+
+def kind_of(head: bytes, suffix: str = "") -> str | None:
+    """What a file is, from its first bytes; the name's suffix decides only between NIfTI and other gzip, and for MetaImage."""
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head.startswith(b"\x1f\x8b"):
+        return "nifti"
+    if head[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c", b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
+        return "nifti"
+    if head.startswith(b"NRRD000"):
+        return "nrrd"
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return "picture"
+    if (b"ObjectType" in head[:512] and b"=" in head[:512]) or (suffix in (".mha", ".mhd") and b"NDims" in head):
+        return "nrrd"
+    return "dicom" if dicom_header.looks_like(head) else None
+
+
+def _file(part: Part, limits: Limits, series_uid: str | None) -> Volume:
+    if part.size == 0:
+        raise InputError("the file is empty")
+    kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+    if kind == "zip":
+        with Walk(limits) as walk:
+            return _parts(walk.parts(part), limits, series_uid)
+    if kind == "dicom":
+        return dicom.read([part], limits=limits, series_uid=series_uid)
+    if kind is None:
+        raise UnsupportedError("the file is none of DICOM, ZIP, NIfTI, NRRD, MetaImage, PNG and JPEG")
+    return _single(part, kind, limits)
+
+
+def _parts(parts: Iterator[Part], limits: Limits, series_uid: str | None) -> Volume:
+    """The DICOM series among many files, or else the one volume of another format."""
+    scan = dicom.Scan(limits)
+    others: list[tuple[Part, str]] = []
+    for part in parts:
+        kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+        if kind == "dicom":
+            scan.add(part)
+        elif kind in ("nifti", "nrrd"):
+            others.append((part, kind))
+    if not scan.series and len(others) == 1:
+        return _single(*others[0], limits)
+    if not scan.series and len(others) > 1:
+        raise UnsupportedError(f"there are {len(others)} volumes and no DICOM; send one at a time")
+    return dicom.volume(scan, series_uid)
+
+
+def _folder(root: Path) -> Iterator[Part]:
+    """All files under a folder, in the order of their names; symbolic links are not followed."""
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not path.is_symlink() and path.is_file():
+                yield Part(path.stat().st_size, path=path, name=name)
+
+
+def _single(part: Part, kind: str, limits: Limits) -> Volume:
+    """A file of one of the formats that hold exactly one volume."""
+    from isocenter.io import nifti, nrrd, picture
+
+    read = {"nifti": nifti.read, "nrrd": nrrd.read, "picture": picture.read}[kind]
+    if part.path is not None and part.start == 0:
+        with part.path.open("rb") as file:
+            return read(file, part.size, limits=limits)
+    return read(io.BufferedReader(_Window(part)), part.size, limits=limits)
+
+
+class _Window(io.RawIOBase):
+    """A part as a file of its own."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        count = self._part.readinto(view, self._position)
+        self._position += count
+        return count
+
+
+def _finish(volume: Volume, modality: str | None) -> Volume:
+    if modality is None:
+        return volume
+    modality = modality.upper()
+    return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
