@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, InputError
@@ -116,8 +116,8 @@ class Volume:
 
 
 def content_key(array: NDArray[np.generic], grid: Grid) -> str:
-    """Hash of voxels and geometry, 32 hexadecimal digits: equal exactly when both are equal."""
-    digest = hashlib.sha256(usedforsecurity=False)
+    """Hash of voxels and geometry, 32 hexadecimal digits: equal exactly when both are equal (BLAKE3, cut to 128 bits)."""
+    digest = blake3()
     digest.update(repr((array.dtype.str, grid)).encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:32]

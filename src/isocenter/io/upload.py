@@ -6,12 +6,13 @@ of a path.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+
+from blake3 import blake3
 
 from isocenter.core.errors import LimitError
 
@@ -19,7 +20,7 @@ from isocenter.core.errors import LimitError
 class Upload:
     """A file that a client sends, spooled to an anonymous temporary file.
 
-    `write` is fed chunk by chunk; `finish` seals it. Afterwards `file`, `size`, `digest` (sha256, hexadecimal) and
+    `write` is fed chunk by chunk; `finish` seals it. Afterwards `file`, `size`, `digest` (BLAKE3, hexadecimal) and
     `suffix` may be read. Close it, or use it as a context manager: the bytes are gone then. Raises `LimitError` in
     `write` as soon as more than `limit` bytes have come.
     """
@@ -29,7 +30,7 @@ class Upload:
         self.size = 0
         self.digest = ""
         self._limit = limit
-        self._hash = hashlib.sha256(usedforsecurity=False)
+        self._hash = blake3()
         # Unlinked at once where the system allows it, so a crash leaves nothing behind.
         self._file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as the upload
 

@@ -7,7 +7,6 @@ undone. A session belongs to one owner, one model and one volume (by content has
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from isocenter.core.model import Interaction
 from isocenter.core.prompts import Box, MaskPrompt, Prompt
@@ -28,7 +28,7 @@ def identity(prompt: Prompt) -> Hashable:
     """What makes two prompts the same; a mask is known by its content."""
     if isinstance(prompt, MaskPrompt):
         packed = np.packbits(np.asarray(prompt.mask) != 0)
-        return ("mask", prompt.positive, prompt.mask.shape, hashlib.sha256(packed.tobytes(), usedforsecurity=False).digest())
+        return ("mask", prompt.positive, prompt.mask.shape, blake3(packed).digest())
     return prompt
 
 
