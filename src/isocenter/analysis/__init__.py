@@ -1,0 +1,1 @@
+"""What masks mean: measurements now, and the study of lesions over time."""

@@ -1,0 +1,238 @@
+"""`isocenter segment`: one scan and some prompts in; a mask, a picture of it and its measurements out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isocenter.cli.console import emit, fail, note, step, table
+from isocenter.core.errors import InputError, UnknownPromptError, UsageError
+
+if TYPE_CHECKING:
+    from isocenter.core.prompts import Prompt
+    from isocenter.core.segmentation import Segmentation
+    from isocenter.core.volume import Volume
+    from isocenter.service import Service
+
+PARTLY_DONE = 8
+EXAMPLES = (
+    "isocenter segment -i ct.nii.gz -o out --text liver --text lungs",
+    "isocenter segment -i dicom_folder/ -o liver.nii.gz --point 210,260,40 --negative 150,300,40",
+    'isocenter segment -i mr.nii.gz -m Histogram+GraphCut --scribble "60,70,20 90,75,20" --negative-scribble "20,20,20 20,90,20"',
+    "isocenter segment -i photo.png --box 40,30,0,120,110,0 --format png",
+)
+
+
+class Format(StrEnum):
+    """Formats of masks."""
+
+    NIFTI = "nii.gz"
+    NRRD = "nrrd"
+    SEG_NRRD = "seg.nrrd"
+    NPZ = "npz"
+    PNG = "png"
+    DICOM_SEG = "dicom-seg"
+
+    @property
+    def suffix(self) -> str:
+        """File name extension."""
+        return ".dcm" if self is Format.DICOM_SEG else f".{self.value}"
+
+
+def _prompt(metavar: str | None, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=f"{text} Repeatable.", rich_help_panel="Prompts")
+
+
+_LINE = '"X,Y,Z X,Y,Z ..."'
+Source = Annotated[Path, typer.Option("--input", "-i", metavar="PATH", help="A file, or a folder of DICOM files.")]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A folder, or the mask's file name.")]
+Texts = Annotated[list[str] | None, _prompt(None, "What to find, such as liver.")]
+Points = Annotated[list[str] | None, _prompt("X,Y,Z", "A click on the structure.")]
+Negatives = Annotated[list[str] | None, _prompt("X,Y,Z", "A click on what does not belong to it.")]
+Boxes = Annotated[list[str] | None, _prompt("X0,Y0,Z0,X1,Y1,Z1", "Two corners around it, both inside.")]
+Scribbles = Annotated[list[str] | None, _prompt(_LINE, "A line on it.")]
+NegativeScribbles = Annotated[list[str] | None, _prompt(_LINE, "A line beside it.")]
+Lassos = Annotated[list[str] | None, _prompt(_LINE, "An outline in one slice.")]
+NegativeLassos = Annotated[list[str] | None, _prompt(_LINE, "An outline of what does not belong to it.")]
+Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="A mask to start from, on the image's grid.", rich_help_panel="Prompts")]
+Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them.")]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="Words only: how probable a voxel must be.")]
+Modality = Annotated[str | None, typer.Option(metavar="CT|MR|...", help="What the scan is, where its file does not say.")]
+SeriesUid = Annotated[str | None, typer.Option(metavar="UID", help="Which DICOM series, where there are several.")]
+MaskFormat = Annotated[Format | None, typer.Option("--format", help="Format of the mask.", show_default="by the output's name, else nii.gz")]
+Json = Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")]
+
+
+def segment(
+    source: Source,
+    out: Out = Path("isocenter-output"),
+    text: Texts = None,
+    point: Points = None,
+    negative: Negatives = None,
+    box: Boxes = None,
+    scribble: Scribbles = None,
+    negative_scribble: NegativeScribbles = None,
+    lasso: Lassos = None,
+    negative_lasso: NegativeLassos = None,
+    mask: Mask = None,
+    model: Model = None,
+    threshold: Threshold = 0.5,
+    modality: Modality = None,
+    series_uid: SeriesUid = None,
+    form: MaskFormat = None,
+    as_json: Json = False,
+) -> None:
+    """Segment a scan or picture by words or by clicks.
+
+    Writes the mask, preview.png and measurements.json. X, Y, Z are voxel indices as the image's own file counts them, from 0.
+    Words make one label each; clicks, boxes and lines make one mask together. An empty mask is an answer (exit 0), a word
+    that no model understands is not: the others are still answered, and the exit code is 8.
+    """
+    from isocenter.cli.prompts import Typed, initial_mask
+
+    typed = Typed(text or (), point or (), negative or (), box or (), scribble or (), negative_scribble or (), lasso or (), negative_lasso or ())
+    prompts = typed.parse()
+    if not prompts and mask is None:
+        raise UsageError('say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask; see "isocenter segment --help"')
+    target, suffix = _target(out, form)
+    from isocenter.core.settings import settings
+    from isocenter.service import Service
+
+    service = Service(settings())
+    try:
+        with step("Reading the scan", quiet=as_json):
+            volume = _read(service, source, series_uid, modality)
+        if mask is not None:
+            from isocenter.core.prompts import MaskPrompt
+
+            prompts.insert(0, MaskPrompt(initial_mask(mask, volume, lambda path: _read(service, path))))
+        with step("Segmenting", quiet=as_json):
+            result, unknown = _answer(service, volume, prompts, threshold, model)
+        with step("Writing", quiet=as_json):
+            facts = _facts(result, volume, unknown)
+            written = _write(result, volume, target, suffix, facts)
+    finally:
+        service.close()
+    for reason in unknown.values():
+        fail(reason)
+    if as_json:
+        emit({**facts, "files": written})
+    else:
+        _report(facts, written)
+    if unknown:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def _target(out: Path, form: Format | None) -> tuple[Path, str]:
+    """The mask's path and its extension: `out` is a file when it ends like one, else a folder."""
+    by_length = sorted(Format, key=lambda f: -len(f.suffix))  # .seg.nrrd before .nrrd
+    named = next((f for f in by_length if out.name.lower().endswith(f.suffix)), None)
+    if named is None or out.is_dir():
+        suffix = (form or Format.NIFTI).suffix
+        return out / f"mask{suffix}", suffix
+    if form is not None and form is not named:
+        raise UsageError(f"the output is called {out.name}, but --format says {form.value}")
+    return out, named.suffix
+
+
+def _read(service: Service, path: Path, series_uid: str | None = None, modality: str | None = None) -> Volume:
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}")
+    return service.open_path(path, series_uid=series_uid, modality=modality)
+
+
+def _answer(service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None) -> tuple[Segmentation, dict[str, str]]:
+    """The answer, and the words that could not be understood with the reason. Fails when none could."""
+    from isocenter.core.model import Task
+    from isocenter.core.prompts import Text
+    from isocenter.models import registry
+
+    if model is not None and registry.spec(model).task is Task.SCRIBBLES:
+        return _separate(service, volume, prompts, model), {}
+    try:
+        return service.segment(volume, prompts, threshold=threshold, model=model), {}
+    except UnknownPromptError:
+        if len(prompts) < 2:
+            raise
+    unknown: dict[str, str] = {}
+    for prompt in prompts:
+        if isinstance(prompt, Text):
+            try:
+                service.find(volume, [prompt.text], threshold=threshold, model=model)
+            except UnknownPromptError as error:
+                unknown[prompt.text] = error.message
+    known = [p for p in prompts if not (isinstance(p, Text) and p.text in unknown)]
+    if not known:
+        raise UnknownPromptError(next(iter(unknown.values())))
+    return service.segment(volume, known, threshold=threshold, model=model), unknown
+
+
+def _separate(service: Service, volume: Volume, prompts: Sequence[Prompt], model: str) -> Segmentation:
+    """A scribble model's answer: lines, points and outlines are painted, a box bounds the mask."""
+    import numpy as np
+
+    from isocenter.core.prompts import Box, Text, rasterise
+
+    painted = np.zeros((2, *volume.shape), bool)
+    boxes = [p for p in prompts if isinstance(p, Box)]
+    if len(boxes) > 1:
+        raise UsageError(f"{model} takes one box at most")
+    for prompt in prompts:
+        if isinstance(prompt, Text):
+            raise UsageError(f"{model} takes lines, not words")
+        if not isinstance(prompt, Box):
+            painted[0 if prompt.positive else 1][tuple(rasterise(prompt, volume.shape).T)] = True
+    return service.separate(volume, painted[0], painted[1], roi=boxes[0] if boxes else None, model=model)
+
+
+def _write(result: Segmentation, volume: Volume, target: Path, suffix: str, facts: dict[str, Any]) -> dict[str, str]:
+    """Write mask, picture and measurements; returns their paths."""
+    from isocenter.io import preview, write
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stem = "" if target.name == f"mask{suffix}" else target.name[: -len(suffix)] + "_"
+    picture, table_ = target.parent / f"{stem}preview.png", target.parent / f"{stem}measurements.json"
+    target.write_bytes(write.encode(result, suffix, volume))
+    picture.write_bytes(preview.png(volume, result))
+    table_.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"mask": str(target), "preview": str(picture), "measurements": str(table_)}
+
+
+def _facts(result: Segmentation, volume: Volume, unknown: dict[str, str]) -> dict[str, Any]:
+    """What measurements.json holds."""
+    from isocenter.analysis.measurements import measure
+
+    z, y, x = volume.shape
+    image = {
+        "voxels": [x, y, z],
+        "spacing_mm": list(volume.spacing),
+        "orientation": volume.grid.orientation,
+        "modality": volume.modality,
+        "unit": volume.unit,
+        "format": volume.source.format,
+        "series_uid": volume.source.series_uid,
+        "content": volume.key,
+    }
+    measured = [m.as_dict() for m in measure(result, volume)]
+    failed = [{"prompt": word, "reason": reason} for word, reason in unknown.items()]
+    return {"model": result.provenance.model, "labels": measured, "failed": failed, "image": image, "provenance": result.provenance.as_dict()}
+
+
+def _report(facts: dict[str, Any], written: dict[str, str]) -> None:
+    """Print the measurements and where they were written to."""
+    for sentence in facts["provenance"]["notes"]:
+        note(sentence)
+    rows = []
+    for entry in facts["labels"]:
+        size = "empty" if entry["volume_ml"] is None else f"{entry['volume_ml']:.1f} ml"
+        values = "-" if entry["mean"] is None else f"{entry['mean']:.0f} ± {entry['std']:.0f} {entry['unit']}"
+        presence = "-" if entry["presence"] is None else f"{entry['presence']:.2f}"
+        rows.append((entry["name"], f"{entry['voxels']:,}".replace(",", " "), size, values, presence))
+    table(("Structure", "Voxels", "Volume", "Mean ± SD", "Presence"), rows, title=f"Model: {facts['model']}", numbers=(1, 2, 3, 4))
+    for kind, path in written.items():
+        typer.echo(f"{kind + ':':14}{path}")

@@ -1,0 +1,110 @@
+"""`isocenter serve`: the server. Its flags are the settings, one for one."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from isocenter.cli.console import examples
+from isocenter.core.errors import UsageError
+from isocenter.core.settings import Limits, Settings
+
+#: Flags whose name is not the setting's own.
+_NAMES = {"ports": "--port", "cors_origins": "--cors-origin", "open_faces": "--open-face", "allowed_hosts": "--allowed-host"}
+EXAMPLES = ("isocenter serve", "isocenter serve --port 8000 --port 8002", "ISOCENTER_API_KEY=secret isocenter serve --host 0.0.0.0")
+_HELP = """Serve all protocols on one or several ports, from one process.
+
+Every flag is a setting; each is also read from the environment variable named with it, and from .env in this folder.
+"""
+
+
+def command() -> Any:
+    """The command, with a flag for each setting."""
+    app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+    app.command("serve", help=_HELP, epilog=examples(EXAMPLES))(_with_flags(_serve))
+    built = typer.main.get_command(app)
+    built.context_settings = {"help_option_names": ["-h", "--help"]}
+    return built
+
+
+def _serve(**given: Any) -> None:
+    from pydantic import ValidationError
+
+    wanted = {name: value for name, value in given.items() if value is not None and value != []}
+    try:
+        chosen = Settings(**wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise UsageError(f"{name}: {first['msg']}") from None
+    from isocenter.http import server
+
+    server.run(chosen)
+
+
+def _with_flags(function: Any) -> Any:
+    """`function(**values)` as a function that names every setting as a parameter, the limits last; that is what typer reads."""
+    parameters = []
+    for name, info in sorted(Settings.model_fields.items(), key=lambda field: field[0] in Limits.model_fields):
+        kind, several = _kind(info)
+        option = typer.Option(
+            _flag(name, kind),
+            help=_help(name, info),
+            show_default=_default(info),
+            rich_help_panel="Limits" if name in Limits.model_fields else "Server",
+        )
+        annotation = Annotated[list[kind] | None if several else kind | None, option]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+
+    def flags(**given: Any) -> None:
+        function(**given)
+
+    flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flags.__annotations__ = {p.name: p.annotation for p in parameters}
+    return flags
+
+
+def _kind(info: FieldInfo) -> tuple[Any, bool]:
+    """The type of one value, and whether there may be several."""
+    kind: Any = info.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0], True
+    if get_origin(kind) is Literal or kind in (str, int, float, bool, Path):
+        return kind, False
+    return str, False
+
+
+def _flag(name: str, kind: Any) -> str:
+    flag = _NAMES.get(name, "--" + name.replace("_", "-"))
+    # A switch that is on by default needs a way to turn it off; the settings know no such flag by themselves.
+    return f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+
+
+def _help(name: str, info: FieldInfo) -> str:
+    variables = [f"ISOCENTER_{name.upper()}"]
+    if info.validation_alias is not None:
+        variables = [str(choice) for choice in getattr(info.validation_alias, "choices", []) if str(choice) != name]
+    text = (info.description or "").replace("[", r"\[").replace("`", "")
+    if name == "api_key":
+        text += " Better set the variable: flags can be read by others on this machine."
+    if name in _NAMES:
+        text += " Repeatable."
+    return f"{text} [dim]{' or '.join(variables)}[/dim]"
+
+
+def _default(info: FieldInfo) -> str | bool:
+    """The default as text, False for none."""
+    value = info.default
+    if value is None or value is PydanticUndefined or value == ():
+        return False
+    if isinstance(value, tuple):
+        return ", ".join(str(v) for v in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
