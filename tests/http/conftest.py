@@ -99,7 +99,9 @@ def server(home: Path) -> Iterator[str]:
         yield addresses[0]
 
 
-def dicom_series(array: NDArray[np.int16], *, patient: str = "one", reverse_numbers: bool = False, uid: str = "1.2.826.0.1.3680043.8.498.1") -> list[bytes]:
+def dicom_series(
+    array: NDArray[np.int16], *, patient: str = "one", reverse_numbers: bool = False, uid: str = "1.2.826.0.1.3680043.8.498.1"
+) -> list[bytes]:
     """An uncompressed axial CT series of `array` (z, y, x) in HU, 2 x 2 x 3 mm."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian

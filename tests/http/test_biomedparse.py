@@ -30,13 +30,25 @@ def test_lungs_in_a_nifti_in_both_dialects(client: TestClient, ct: Phantom, ct_n
     form = {} if dialect == "query" else {"prompts": ["lungs"] if dialect == "both" else ["lungs", "liver"]}
     query = {} if dialect == "form" else {"prompts": ["lungs", "liver"] if dialect == "query" else ["liver"]}
     answer = client.post(
-        f"{BASE}/predict-3d-nifti?threshold=0.5&return_heatmap=true", files={"file": ("ct.nii.gz", ct_nifti)}, data=form, params={"threshold": 0.5, "return_heatmap": True, **query}
+        f"{BASE}/predict-3d-nifti?threshold=0.5&return_heatmap=true",
+        files={"file": ("ct.nii.gz", ct_nifti)},
+        data=form,
+        params={"threshold": 0.5, "return_heatmap": True, **query},
     )
     assert answer.status_code == 200, answer.text
     results = answer.json()["results"]
     assert [r["prompt"] for r in results] == (["liver", "lungs"] if dialect == "both" else ["lungs", "liver"])
     result = next(r for r in results if r["prompt"] == "lungs")
-    assert list(result)[:8] == ["prompt", "description", "presence_confidence", "mask_confidence", "mask_format", "mask_shape", "mask_url", "heatmap_url"]
+    assert list(result)[:8] == [
+        "prompt",
+        "description",
+        "presence_confidence",
+        "mask_confidence",
+        "mask_format",
+        "mask_shape",
+        "mask_url",
+        "heatmap_url",
+    ]
     assert result["mask_shape"] == list(ct.volume.shape)
     assert result["axis_order"] == "zyx"
     assert np.allclose(result["affine"], ct.volume.grid.affine_ras)

@@ -43,7 +43,9 @@ def test_a_body_cut_short(client: TestClient, cut: int) -> None:
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(body=st.binary(max_size=300), boundary=st.text(alphabet="ab-", min_size=0, max_size=4))
 def test_garbage_is_a_users_mistake(client: TestClient, body: bytes, boundary: str) -> None:
-    answer = client.post(URL, content=b"--" + boundary.encode() + b"\r\n" + body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"})
+    answer = client.post(
+        URL, content=b"--" + boundary.encode() + b"\r\n" + body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
     assert 400 <= answer.status_code < 500
 
 

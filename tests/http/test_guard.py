@@ -25,8 +25,12 @@ def test_open_without_a_key(locked: TestClient, path: str) -> None:
     assert locked.get(path).status_code != 401 if path != "/api/biomedparse/v1/health" else True
 
 
-@pytest.mark.parametrize("path", ["/info/", "/monai/info/", "/metrics", "/docs", "/openapi.json", "/files/seg_aaaaaaaa.npz", "/nowhere", "/healthz/x"])
-@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "Secret"}, {"X-API-Key": ""}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic secret"}])
+@pytest.mark.parametrize(
+    "path", ["/info/", "/monai/info/", "/metrics", "/docs", "/openapi.json", "/files/seg_aaaaaaaa.npz", "/nowhere", "/healthz/x"]
+)
+@pytest.mark.parametrize(
+    "headers", [{}, {"X-API-Key": "Secret"}, {"X-API-Key": ""}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic secret"}]
+)
 def test_closed_without_the_key(locked: TestClient, path: str, headers: dict[str, str]) -> None:
     answer = locked.get(path, headers=headers)
     assert (answer.status_code, answer.json()) == (401, {"detail": "Unauthorized"})
@@ -54,7 +58,15 @@ def test_a_face_can_be_opened_for_old_clients(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:9", 200), ("[::1]:8000", 200), ("10.1.2.3", 200), ("evil.example", 400), ("listed.example:8000", 200)],
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("127.0.0.1:9", 200),
+        ("[::1]:8000", 200),
+        ("10.1.2.3", 200),
+        ("evil.example", 400),
+        ("listed.example:8000", 200),
+    ],
 )
 def test_host_names(home: Path, host: str, status: int) -> None:
     client = TestClient(create_app(Settings(home=home, allowed_hosts=("listed.example",), decoders=0)))
@@ -63,7 +75,13 @@ def test_host_names(home: Path, host: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("origin", "allowed"),
-    [("http://localhost:3000", True), ("https://127.0.0.1", True), ("http://viewer.example", True), ("http://evil.example", False), ("http://localhost.evil.example", False)],
+    [
+        ("http://localhost:3000", True),
+        ("https://127.0.0.1", True),
+        ("http://viewer.example", True),
+        ("http://evil.example", False),
+        ("http://localhost.evil.example", False),
+    ],
 )
 def test_browser_origins(home: Path, origin: str, allowed: bool) -> None:
     client = TestClient(create_app(Settings(home=home, cors_origins=("http://viewer.example",), decoders=0)), base_url="http://127.0.0.1")

@@ -19,7 +19,9 @@ from isocenter.io import nifti
 from tests.http.conftest import dicom_series, zipped
 
 
-def infer(client: TestClient, file: bytes, params: dict[str, Any], *, name: str = "series.zip", path: str = "/infer/segmentation", **query: str) -> Any:
+def infer(
+    client: TestClient, file: bytes, params: dict[str, Any], *, name: str = "series.zip", path: str = "/infer/segmentation", **query: str
+) -> Any:
     return client.post(path, files={"file": (name, file)}, data={"params": json.dumps(params)}, params=query)
 
 
@@ -127,7 +129,12 @@ def test_every_way_to_write_a_prompt(client: TestClient, ct: Phantom, ct_nifti: 
         {"prompt_info": [{"type": "box", "data": {"pointType": "click", "slice": z, "x": x - 5, "y": y - 5, "width": 11, "height": 11}}]},
         {"pos_scribbles": [[[x - 3, y, z], [x + 3, y, z]]]},
         {"pos_lassos": [[[x - 3, y - 3, z], [x + 3, y - 3, z], [x + 3, y + 3, z], [x - 3, y + 3, z]]]},
-        {"prompt_info": [{"type": "point", "data": {"pointType": "click", "slice": z, "x": x, "y": y}}, {"type": "other", "data": {"x": 1, "y": 1, "slice": 1}}]},
+        {
+            "prompt_info": [
+                {"type": "point", "data": {"pointType": "click", "slice": z, "x": x, "y": y}},
+                {"type": "other", "data": {"x": 1, "y": 1, "slice": 1}},
+            ]
+        },
     ]
     masks = []
     for request in requests:
@@ -201,7 +208,9 @@ def test_scribbles_in_a_label_map(client: TestClient, ct: Phantom, ct_nifti: byt
     answer = client.post(f"/infer/{model.replace('+', '%2B')}", files=files, data={"params": json.dumps(params)}, params={"output": "image"})
     assert answer.status_code == 200, answer.text
     assert answer.content.startswith(b"NRRD")
-    raw = client.post(f"/infer/{model.replace('+', '%2B')}", files={**files, "label": ("label.bin", label.tobytes())}, data={"params": json.dumps(params)})
+    raw = client.post(
+        f"/infer/{model.replace('+', '%2B')}", files={**files, "label": ("label.bin", label.tobytes())}, data={"params": json.dumps(params)}
+    )
     assert raw.status_code == 200, raw.text
     assert json.loads(raw.content.split(b"\r\n\r\n")[1].split(b"\r\n")[0])["label_names"] == {"region": 1}
 

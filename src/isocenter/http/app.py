@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
         names = [name for spec in context.service.models() for name, _ in monailabel._entries(spec, context.service.models())]
         log.info(f"Using Models: {names}")
         if settings.decoders:
-            await context.read(lambda: pixels.start(settings.decoders))
+            await context.read(lambda: pixels.start(settings.decoders, settings))
         background = [asyncio.create_task(_warm(app)), asyncio.create_task(_sweep(context, settings.artifact_sweep))]
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from isocenter.io.upload import Upload
 
 MAX_FIELD_BYTES = 4 * 1024 * 1024
 MAX_PARTS = 10_000
+#: File bytes that are written at a time; twice this is held at the most.
+BATCH_BYTES = 2 * 1024 * 1024
 
 
 @dataclass
@@ -49,6 +52,9 @@ class _Reader:
         self._name = ""
         self._text: bytearray | None = None
         self._file: Upload | None = None
+        #: Bytes of files that are parsed and not yet written, in order; None ends a file.
+        self.pending: list[tuple[Upload, memoryview | None]] = []
+        self.pending_bytes = 0
         self.parser = MultipartParser(
             boundary,
             {
@@ -89,7 +95,8 @@ class _Reader:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._file.write(memoryview(data)[start:end])
+            self.pending.append((self._file, memoryview(data)[start:end]))
+            self.pending_bytes += end - start
         elif self._text is not None:
             self._text_bytes += end - start
             if self._text_bytes > MAX_FIELD_BYTES:
@@ -98,7 +105,7 @@ class _Reader:
 
     def _end(self) -> None:
         if self._file is not None:
-            self._file.finish()
+            self.pending.append((self._file, None))
         elif self._text is not None:
             self.form.fields.setdefault(self._name, []).append(self._text.decode("utf-8", "replace"))
 
@@ -125,6 +132,7 @@ async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]
         yield Form()
         return
     reader = _Reader(boundary, settings.max_upload_bytes, None)
+    writing: asyncio.Future[None] | None = None
     try:
         total = 0
         async for chunk in request.stream():
@@ -132,12 +140,36 @@ async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]
             if total > settings.max_upload_bytes + MAX_FIELD_BYTES:
                 raise LimitError("the upload is too large", limit="max_upload_bytes", value=settings.max_upload_bytes)
             _feed(reader, chunk)
-        unfinished = [u for u in reader.form.files.values() if not u.digest]
-        if unfinished:
+            if reader.pending_bytes >= BATCH_BYTES:
+                writing = await _flush(reader, writing)
+        await _wait(await _flush(reader, writing))
+        if any(not upload.digest for upload in reader.form.files.values()):
             raise InputError("the upload ended before its last byte; send it again")
         yield reader.form
     finally:
+        if writing is not None:
+            await asyncio.wait([writing])
         reader.form.close()
+
+
+async def _flush(reader: _Reader, writing: asyncio.Future[None] | None) -> asyncio.Future[None]:
+    """Have a thread write what is pending, once the batch before it is written: the disk and the network work side by side."""
+    await _wait(writing)
+    batch, reader.pending, reader.pending_bytes = reader.pending, [], 0
+    return asyncio.get_running_loop().run_in_executor(None, _write, batch)
+
+
+async def _wait(writing: asyncio.Future[None] | None) -> None:
+    if writing is not None:
+        await writing
+
+
+def _write(batch: list[tuple[Upload, memoryview | None]]) -> None:
+    for upload, data in batch:
+        if data is None:
+            upload.finish()
+        else:
+            upload.write(data)
 
 
 def _feed(reader: _Reader, chunk: bytes) -> None:
