@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.models._tissue.grid import Field, Mask, Spread, Working, fine_box, slabs
+from isocenter.models._tissue.grid import Field, Mask, Spread, Working, fine_box, hounsfield, slabs
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ def render(working: Working, place: Place, array: NDArray[np.generic], step: Cal
     solid = Spread(working, place.solid, box) if place.solid is not None else None
     for rows in slabs(box):
         step()
-        hu = np.array(array[rows, box[1], box[2]], np.float32)
-        p = place.ramp(np.nan_to_num(hu, copy=False, nan=-1024))
+        p = place.ramp(hounsfield(array[rows, box[1], box[2]]))
         p *= where(rows)
         if solid is not None:
             np.maximum(p, solid(rows), out=p)

@@ -22,7 +22,7 @@ def sides(scene: Scene) -> tuple[Mask, Mask]:
     lungs = scene.lungs
     x = scene.working.axis(2)
     left_half = np.broadcast_to(x > scene.midline, lungs.shape)
-    depth = shapes.depth(lungs, scene.spacing)
+    depth = shapes.depth(lungs, scene.spacing, 19.0)
     seeds = np.zeros(lungs.shape, np.int32)
     rest = lungs
     for mm in (0.0, 3.0, 6.0, 9.0, 13.0, 18.0):
@@ -38,7 +38,7 @@ def sides(scene: Scene) -> tuple[Mask, Mask]:
         if not rest.any():
             break
     seeds[rest] = np.where(left_half[rest], 1, 2)
-    owner = shapes.nearest_label(seeds, lungs, scene.spacing)
+    owner = shapes.nearest_label(seeds, lungs, scene.spacing) if (lungs & (seeds == 0)).any() else seeds
     return owner == 1, owner == 2
 
 

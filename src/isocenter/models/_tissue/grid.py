@@ -52,13 +52,18 @@ def reduce(array: NDArray[np.generic], spacing: Triple) -> Working:
     out = np.empty([len(s) for s in starts], np.float32)
     counts = [np.diff(np.append(s, n)).astype(np.float32) for s, n in zip(starts, array.shape, strict=True)]
     for i, z in enumerate(starts[0]):
-        block = np.clip(array[z : z + fz], LOWEST, HIGHEST).astype(np.float32)
-        plane = np.nan_to_num(block, copy=False, nan=LOWEST).sum(axis=0) if fz > 1 else block[0]
+        plane = np.clip(hounsfield(array[z : z + fz]), LOWEST, HIGHEST).sum(axis=0)
         plane = np.add.reduceat(np.add.reduceat(plane, starts[1], axis=0), starts[2], axis=1)
         out[i] = plane / (counts[0][i] * counts[1][:, None] * counts[2][None, :])
     step = (spacing[0] * fz, spacing[1] * fy, spacing[2] * fx)
     z, y, x = array.shape
     return Working(out, step, (fz, fy, fx), (z, y, x))
+
+
+def hounsfield(array: NDArray[np.generic]) -> Field:
+    """A copy as float32; what is not a number counts as padding."""
+    values = np.array(array, np.float32)
+    return np.nan_to_num(values, copy=False, nan=LOWEST, posinf=HIGHEST, neginf=LOWEST) if array.dtype.kind == "f" else values
 
 
 def _between(n: int, coarse: int, factor: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Field]:

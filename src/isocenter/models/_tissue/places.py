@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from isocenter.models._tissue import shapes
 from isocenter.models._tissue.answer import Place, Ramp, field, nowhere
 from isocenter.models._tissue.grid import Field, Mask
+from isocenter.models._tissue.liver import Organ
 from isocenter.models._tissue.scene import SKIN_HU, Scene
 
 #: Half-way between lung and soft tissue.
@@ -14,7 +17,7 @@ LUNG = Ramp(-2000, -425, 300)
 GAS = Ramp(-5000, -500, 400)
 FAT = Ramp(-190, -30, 40)
 FLESH = Ramp(-29, 150, 40)
-BONE = Ramp(160, 1e5, 100)
+BONE = Ramp(200, 1e5, 120)
 
 
 def _near(scene: Scene, mask: Mask, voxels: float = 1.0) -> Field:
@@ -111,6 +114,22 @@ def muscle(scene: Scene) -> Place:
     return Place(field(mask), FLESH, None, _sure(_amount(scene, mask & (scene.hu > -29) & (scene.hu < 150)), 5))
 
 
+def _organ(scene: Scene, organ: Organ) -> Place:
+    """A solid organ: inside of a smoothed border whatever the value, at the border where the value is soft tissue's."""
+    if not organ.mask.any():
+        return nowhere(organ.mask.shape, organ.presence)
+    smooth = shapes.smooth(organ.mask, 0.7 * scene.voxel, scene.spacing)
+    inside = shapes.erode(organ.mask, 1.6 * scene.voxel, scene.spacing)
+    # Half-way to fat on the one side, to bone on the other; vessels and calcifications within count as inside.
+    ramp = Ramp((organ.hu - 100) / 2, max(250.0, organ.hu + 120), 60)
+    return Place(np.clip(smooth, 0, 1), ramp, field(inside), organ.presence)
+
+
+def liver(scene: Scene) -> Place:
+    """The liver with its vessels and lesions."""
+    return _organ(scene, scene.liver)
+
+
 PLACES: dict[str, Callable[[Scene], Place]] = {
     "body": body,
     "lungs": lungs,
@@ -121,4 +140,5 @@ PLACES: dict[str, Callable[[Scene], Place]] = {
     "fat": fat,
     "muscle": muscle,
     "air": air,
+    "liver": liver,
 }

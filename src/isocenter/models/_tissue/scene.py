@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.models._tissue import chest, shapes, wall
+from isocenter.models._tissue import chest, liver, shapes, wall
 from isocenter.models._tissue.grid import Field, Mask, Working, reduce
+from isocenter.models._tissue.liver import Organ
 
 #: Half-way between air and soft tissue is -500 HU; the skin's border is looked for a little higher, where clothes end.
 SKIN_HU = -300.0
@@ -79,10 +80,8 @@ class Scene:
         border = shapes.rim(person.shape, self.plane) & ~person
         open_ = shapes.touching(sheets, border)
         labels, sizes = shapes.components(open_)
-        from scipy import ndimage
-
         numbers = np.arange(1, len(sizes))
-        middle = ndimage.median(self.hu, labels, numbers) if len(numbers) else np.zeros(0)
+        middle = shapes.medians(self.hu, labels, numbers)
         # Lung is denser than free air; padding and air are at -1000 or less. Small corners say little.
         lung_like = (middle > -965) & (middle < -500) & (sizes[1:] * self.working.voxel_ml > (1 if self.flat else 10))
         around = open_ & ~shapes.chosen(labels, numbers[lung_like])
@@ -136,18 +135,18 @@ class Scene:
         seeds = shapes.chosen(labels, np.flatnonzero(sizes * self.working.voxel_ml > (0.5 if self.flat else 1.0)))
         if not seeds.any():
             return seeds
-        owner = shapes.nearest_label(np.where(seeds, 1, np.where(gas, 2, 0)).astype(np.int32), aerated, self.spacing)
-        labels, sizes = shapes.components(owner == 1)
+        # Partial volume between the two goes to the nearer.
+        reach = 8 * size
+        mine = aerated & (shapes.depth(~seeds, self.spacing, reach) <= shapes.depth(~gas, self.spacing, reach))
+        labels, sizes = shapes.components(mine)
         return self._accepted(labels, sizes, seeds)
 
     def _accepted(self, labels: shapes.Labels, sizes: NDArray[np.int64], seeds: Mask) -> Mask:
         """Those parts that are lung by size, density and place."""
-        from scipy import ndimage
-
         numbers = np.unique(labels[seeds])
         numbers = numbers[numbers > 0]
         millilitres = sizes[numbers] * self.working.voxel_ml
-        middle = np.atleast_1d(ndimage.median(self.hu, np.where(seeds, labels, 0), numbers))
+        middle = shapes.medians(self.hu, np.where(seeds, labels, 0), numbers)
         border = np.ones(labels.shape, bool)
         border[1:-1, 1:-1, 1:-1] = False
         cut = np.isin(numbers, np.unique(labels[border]))
@@ -164,23 +163,28 @@ class Scene:
         # Enhanced vessels and organs reach 180 HU but have no compact bone on them.
         compact = np.bincount(labels[hard & (self.hu > 280)], minlength=len(sizes))
         hard = shapes.chosen(labels, np.flatnonzero((compact >= 2) & (compact >= 0.03 * sizes)))
-        joined = shapes.closed(hard, 3.0, self.spacing)
-        return joined & (self.hu > 60) | hard | self._marrow(joined)
+        # Spongy bone is softer than compact bone, and denser than what lies around; compact bone surrounds it.
+        spongy = shapes.closed(hard, 12.0, self.spacing) & (shapes.smooth(self.hu, 2.0, self.spacing) > 90) & self.body
+        bone = hard | spongy
+        for axis in (0, 1, 2) if not self.flat else (self.plane,):
+            bone |= self._marrow(bone, axis)
+        return bone | shapes.closed(bone, 4.0, self.spacing) & ((self.hu > 40) | (self.hu < 0)) & self.body
 
-    def _marrow(self, bone: Mask) -> Mask:
-        """Holes in bone within a slice, up to 25 cm² wide; but not the spinal canal, which is neither bone nor fat."""
+    def _marrow(self, bone: Mask, axis: int) -> Mask:
+        """Holes in bone up to 25 cm² wide within planes; but not the spinal canal, which is neither bone nor fat."""
         from scipy import ndimage
 
-        holes = shapes.sheets(self.body & ~bone, self.plane)
+        holes = shapes.sheets(~bone, axis)
         sizes = np.bincount(holes.ravel())
-        edges = [s for i, s in enumerate(self.spacing) if i != self.plane]
+        sizes[np.unique(holes[shapes.rim(bone.shape, axis)])] = 0
+        edges = [s for i, s in enumerate(self.spacing) if i != axis]
         area = sizes * edges[0] * edges[1] / 100
-        numbers = np.flatnonzero(area < 25)
+        numbers = np.flatnonzero((area > 0) & (area < 25))
         numbers = numbers[numbers > 0]
         if not len(numbers):
             return np.zeros_like(bone)
         mean = np.atleast_1d(ndimage.mean(self.hu, holes, numbers))
-        return shapes.chosen(holes, numbers[(mean > 70) | ((mean < -10) & (mean > -150))])
+        return shapes.chosen(holes, numbers[(mean > 45) | ((mean < -10) & (mean > -150))])
 
     @cached_property
     def spine(self) -> tuple[float, float] | None:
@@ -244,3 +248,9 @@ class Scene:
         """Muscle of the body's wall and of the limbs."""
         self._step("finding muscle")
         return wall.muscles(self)
+
+    @cached_property
+    def liver(self) -> Organ:
+        """The liver."""
+        self._step("looking for the liver")
+        return liver.liver(self)

@@ -25,7 +25,7 @@ def muscles(scene: Scene) -> Mask:
     labels, _ = shapes.components(fat & ~shapes.dilate(soft, 0.5 * scene.voxel, scene.spacing))
     under_skin = shapes.touching(labels, skin & fat) & fat
     flesh = shapes.closed(scene.body & ~shapes.dilate(under_skin | skin, 1.1 * scene.voxel, scene.spacing), 6.0, scene.spacing)
-    deep = shapes.depth(flesh, scene.spacing) > WALL_MM
+    deep = shapes.depth(flesh, scene.spacing, WALL_MM + 0.1) > WALL_MM
     cavity = np.zeros_like(deep)
     if scene.spine is not None:
         y = scene.working.axis(1)

@@ -25,6 +25,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "fat": ("adipose", "adipose tissue", "fatty tissue", "fat tissue"),
     "muscle": ("muscles", "muscular", "skeletal muscle", "muscle tissue", "musculature"),
     "air": ("gas", "free air", "bowel gas", "intestinal gas", "airspace"),
+    "liver": ("hepatic", "hepar", "liver parenchyma", "hepatic parenchyma", "livers"),
 }
 #: Words that say nothing about the structure.
 _FILLERS = {

@@ -1,0 +1,142 @@
+"""The liver: the thickest homogeneous organ on the right, under the ribs, grown from its deepest point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isocenter.models._tissue import shapes
+from isocenter.models._tissue.grid import Field, Mask
+
+if TYPE_CHECKING:
+    from isocenter.models._tissue.scene import Scene
+
+#: Anything less deep than this (mm from its deepest point to its surface) is no liver, or a scrap of one.
+LEAST_DEPTH = 20.0
+#: Parts that hang on the liver by less than twice this (mm) are taken off: heart, stomach, muscle, kidney.
+NECK_MM = 8.0
+#: HU within which smoothed voxels of one organ lie, at the least; more in a noisy scan.
+SPREAD_HU = 18.0
+#: The organ's own value is followed from place to place over this distance, in this many rounds.
+DRIFT_MM, ROUNDS = 15.0, 2
+#: As `NECK_MM`, in front of the column, where cava and aorta run for the whole length of the trunk.
+VESSEL_MM = 14.0
+
+
+@dataclass(frozen=True, eq=False)
+class Organ:
+    """An organ found: its mask, the middle of its values in HU, and how sure it is (0..1)."""
+
+    mask: Mask
+    hu: float
+    presence: float
+
+
+def soft_tissue(scene: Scene) -> tuple[Mask, Field]:
+    """Soft tissue, and its values smoothed by 3 mm among themselves, so that fat and lung do not bleed in."""
+    soft = scene.body & (scene.hu > -10) & (scene.hu < 250) & ~scene.bone & ~scene.lungs & ~scene.aerated
+    weight = shapes.smooth(soft, 3.0, scene.spacing)
+    values = shapes.smooth(np.where(soft, scene.hu, 0), 3.0, scene.spacing) / np.maximum(weight, 1e-3)
+    return soft, np.asarray(values, np.float32)
+
+
+def liver(scene: Scene) -> Organ:
+    """The liver with its vessels and lesions; an empty mask where none is in the scan."""
+    nothing = Organ(np.zeros(scene.hu.shape, bool), 0.0, 0.02)
+    if scene.spine is None or (scene.plane != 0 and not scene.flat):
+        return nothing
+    soft, values = soft_tissue(scene)
+    zone = soft & (values > 15)
+    deep = shapes.depth(zone, scene.spacing, 60.0) * _right_of_spine(scene)
+    seed = np.unravel_index(int(np.argmax(deep)), deep.shape)
+    reach = float(deep[seed])
+    if reach < LEAST_DEPTH:
+        return nothing
+    ball = zone & _ball(scene, (int(seed[0]), int(seed[1]), int(seed[2])), 0.6 * reach)
+    middle = float(np.median(values[ball]))
+    spread = max(SPREAD_HU, 2 * 1.4826 * float(np.median(np.abs(values[ball] - middle))))
+    core, local = ball, np.full(values.shape, middle, np.float32)
+    for _ in range(ROUNDS):
+        core = _grown(scene, soft, values, local, spread, ball)
+        if not core.any():
+            return nothing
+        local = _drift(scene, values, core)
+    whole = shapes.dilate(core, NECK_MM + 2, scene.spacing) & soft & (values > local - 1.6 * spread)
+    whole = shapes.closed(whole, 6.0, scene.spacing) & scene.body & (scene.hu > -50) & ~scene.bone
+    return Organ(whole, middle, _presence(scene, whole, reach))
+
+
+def _grown(scene: Scene, soft: Mask, values: Field, local: Field, spread: float, ball: Mask) -> Mask:
+    """What hangs together broadly with the ball, of values within `spread` of the `local` ones."""
+    alike = soft & (np.abs(values - local) < spread)
+    alike |= _enclosed(scene, soft, alike)
+    alike &= ~_above_the_dome(scene, alike)
+    labels, sizes = shapes.components(shapes.depth(alike, scene.spacing, VESSEL_MM + 0.1) > _necks(scene))
+    votes = np.bincount(labels[ball], minlength=len(sizes))
+    votes[0] = 0
+    return labels == int(np.argmax(votes)) if votes.any() else np.zeros_like(soft)
+
+
+def _drift(scene: Scene, values: Field, core: Mask) -> Field:
+    """The organ's value in each place: arms beside the trunk darken what lies between them by tens of HU."""
+    weight = shapes.smooth(core, DRIFT_MM, scene.spacing)
+    mean = shapes.smooth(np.where(core, values, 0), DRIFT_MM, scene.spacing)
+    return np.asarray(np.where(weight > 1e-4, mean / np.maximum(weight, 1e-4), values[core].mean()), np.float32)
+
+
+def _right_of_spine(scene: Scene) -> Field:
+    """1 where a liver may have its deepest point: right of the column, not behind it, at the height of the trunk."""
+    assert scene.spine is not None  # noqa: S101 - asked for only then
+    place = (scene.working.axis(1) < scene.spine[0] + 30)[:, None] & (scene.working.axis(2) < scene.midline - 10)[None, :]
+    return (scene.trunk[:, None, None] & place[None]).astype(np.float32)
+
+
+def _necks(scene: Scene) -> Field:
+    """How deep (mm) a voxel must lie to hold two parts together: more where the great vessels run."""
+    assert scene.spine is not None  # noqa: S101 - asked for only then
+    y, x = scene.working.axis(1), scene.working.axis(2)
+    vessels = (np.abs(y - scene.spine[0] + 35) < 40)[:, None] & (np.abs(x - scene.spine[1]) < 35)[None, :]
+    return np.where(vessels, VESSEL_MM, NECK_MM).astype(np.float32)[None]
+
+
+def _above_the_dome(scene: Scene, alike: Mask) -> Mask:
+    """What lies higher than the dome of the right diaphragm: the heart, which nothing else parts from the liver.
+
+    The dome is where the right lung ends downwards on `alike`, sideways of the heart.
+    """
+    lung = scene.lung_right & (scene.working.axis(2) < scene.midline - 40)[None, None, :]
+    high = np.zeros_like(alike)
+    if not lung.any():
+        return high
+    bottom = np.argmax(lung, axis=0)
+    gap = max(1, round(9 / scene.spacing[0]))
+    below = np.take_along_axis(alike, np.maximum(bottom - gap, 0)[None], axis=0)[0]
+    rests = lung.any(axis=0) & (bottom > gap) & below
+    if rests.any():
+        top = round(float(np.percentile(bottom[rests], 98)) + 6 / scene.spacing[0])
+        high[top:] = True
+    return high
+
+
+def _ball(scene: Scene, centre: tuple[int, int, int], radius: float) -> Mask:
+    """Voxels within `radius` mm of one."""
+    squares = [((scene.working.axis(i) - scene.working.axis(i)[c]) / radius) ** 2 for i, c in enumerate(centre)]
+    return np.asarray(squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :] < 1)
+
+
+def _enclosed(scene: Scene, soft: Mask, alike: Mask) -> Mask:
+    """Vessels and lesions: soft tissue of other values that is shut in by `alike`, up to 30 ml each."""
+    labels, sizes = shapes.components(~alike)
+    return soft & shapes.chosen(labels, np.flatnonzero(sizes * scene.working.voxel_ml < 30))
+
+
+def _presence(scene: Scene, mask: Mask, reach: float) -> float:
+    """How much this is like a liver: large and deep; one slice alone is never sure."""
+    deep = min(1.0, reach / 30)
+    if scene.flat:
+        area_cm2 = float(mask.sum()) * scene.spacing[1] * scene.spacing[2] / 100
+        return round(0.75 * min(1.0, area_cm2 / 60) * deep, 3)
+    millilitres = float(mask.sum()) * scene.working.voxel_ml
+    return round(0.98 * min(1.0, millilitres / 300) * deep, 3)
