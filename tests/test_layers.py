@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def test_dependencies_point_down(layer: str, path: Path) -> None:
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(PACKAGE))) for _, path in modules()])
 def test_heavy_libraries_are_imported_in_functions(path: Path) -> None:
-    if path.name.startswith("_") and path.name != "__init__.py" or path.parent.name.startswith("_"):
+    if (path.name.startswith("_") and path.name != "__init__.py") or path.parent.name.startswith("_"):
         return  # private kernel modules are themselves imported inside functions
     tree = ast.parse(path.read_text())
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
@@ -69,3 +71,12 @@ def test_the_test_sees_arrows() -> None:
     """The checks above would pass on an empty folder; make sure that they look at something."""
     layers = {layer for layer, _ in modules()}
     assert {"core", "io", "models"} <= layers
+
+
+def test_listing_models_stays_light() -> None:
+    """`import isocenter` costs next to nothing, and knowing the models needs none of the libraries that run them."""
+    code = "import sys, isocenter; from isocenter.models import registry; registry.specs(); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {*LAZY, "scipy", "pydicom", "nibabel", "PIL", "pydantic"}
+    alone = subprocess.run([sys.executable, "-c", "import sys, isocenter; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    assert "numpy" not in alone.stdout.split()

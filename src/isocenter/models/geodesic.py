@@ -6,10 +6,14 @@ This file is the model as the rest of the program sees it; `isocenter.models._ge
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from isocenter.core.model import ModelContext, ModelSpec, Task
 from isocenter.core.volume import Volume
-from isocenter.models._geodesic.prepared import Prepared
-from isocenter.models._geodesic.session import ClickSession
+
+if TYPE_CHECKING:
+    from isocenter.models._geodesic.prepared import Prepared
+    from isocenter.models._geodesic.session import ClickSession
 
 SPEC = ModelSpec(
     id="geodesic",
@@ -34,10 +38,14 @@ class Geodesic:
 
     def prepare(self, volume: Volume) -> Prepared:
         """What depends on the volume alone; cheap, the rest is made where and when a prompt needs it."""
+        from isocenter.models._geodesic.prepared import Prepared
+
         return Prepared(volume)
 
     def begin(self, prepared: Prepared) -> ClickSession:
         """An empty mask on the volume, ready for prompts."""
+        from isocenter.models._geodesic.session import ClickSession
+
         return ClickSession(prepared)
 
     def close(self) -> None:
