@@ -22,7 +22,7 @@ from isocenter.core.settings import MIB, Limits
 
 CHUNK = 256 * 1024
 #: What isal raises for a damaged stream.
-InflateError: type[Exception] = isal_zlib.error
+InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment] - its stub says instance
 #: Below this an archive's ratio says nothing: a few blank images pack a thousandfold.
 RATIO_FROM = 64 * MIB
 #: Members that systems and PACS exports add and that hold no images.

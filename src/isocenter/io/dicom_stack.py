@@ -62,7 +62,8 @@ def stack(images: list[Slice], limits: Limits) -> Stack:
 
 
 def _consistent(images: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """The images of one size, orientation and pixel spacing that hold most voxels; a note on the others."""
+    """The images of one size, orientation and pixel spacing that hold most voxels (a stack before a single picture, any
+    other before a localizer), and a note on the others."""
     groups: list[list[Slice]] = []
     for image in images:
         for group in groups:
@@ -73,7 +74,7 @@ def _consistent(images: list[Slice]) -> tuple[list[Slice], list[str]]:
             if len(groups) >= 64:
                 raise GeometryError("the images of the series have too many different sizes and orientations")
             groups.append([image])
-    best = max(groups, key=lambda g: (len(g) * g[0].form.rows * g[0].form.columns, not g[0].localizer))
+    best = max(groups, key=lambda g: (not g[0].localizer, len(g) > 1, len(g) * g[0].form.rows * g[0].form.columns))
     others = len(images) - len(best)
     if not others:
         return best, []
