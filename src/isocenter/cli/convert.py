@@ -15,7 +15,7 @@ EXAMPLES = (
     "isocenter convert -i export.zip -o ct.nrrd --series-uid 1.2.840.113619",
     "isocenter convert -i slice.dcm -o slice.png",
 )
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".npz", ".png")
 
 
 def convert(
@@ -25,7 +25,7 @@ def convert(
     series_uid: Annotated[str | None, typer.Option(metavar="UID", help="Which DICOM series, where there are several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was read and written as JSON.")] = False,
 ) -> None:
-    """Convert a scan: DICOM, NIfTI, NRRD, MetaImage or picture in; NIfTI, NRRD, MetaImage or picture out.
+    """Convert a scan: DICOM, NIfTI, NRRD, MetaImage or picture in; NIfTI, NRRD, NPZ or picture out.
 
     Voxels and geometry stay as they are. A picture (.png) is drawn of a single slice, or of the three middle planes.
     """
@@ -39,7 +39,7 @@ def convert(
         volume = door.read_path(source, limits=settings(), series_uid=series_uid, modality=modality)
     with step("Writing", quiet=as_json):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(preview.png(volume, None) if suffix == ".png" else write.volume(volume, suffix))
+        target.write_bytes(preview.png(volume, None) if suffix == ".png" else write.encode_image(volume, suffix))
     z, y, x = volume.shape
     if as_json:
         facts = {"voxels": [x, y, z], "spacing_mm": list(volume.spacing), "orientation": volume.grid.orientation, "modality": volume.modality}

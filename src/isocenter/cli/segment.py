@@ -51,7 +51,7 @@ def _prompt(metavar: str | None, text: str) -> Any:
 _LINE = '"X,Y,Z X,Y,Z ..."'
 Source = Annotated[Path, typer.Option("--input", "-i", metavar="PATH", help="A file, or a folder of DICOM files.")]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A folder, or the mask's file name.")]
-Texts = Annotated[list[str] | None, _prompt(None, "What to find, such as liver.")]
+Texts = Annotated[list[str] | None, _prompt("WORDS", "What to find, such as liver.")]
 Points = Annotated[list[str] | None, _prompt("X,Y,Z", "A click on the structure.")]
 Negatives = Annotated[list[str] | None, _prompt("X,Y,Z", "A click on what does not belong to it.")]
 Boxes = Annotated[list[str] | None, _prompt("X0,Y0,Z0,X1,Y1,Z1", "Two corners around it, both inside.")]
@@ -61,10 +61,12 @@ Lassos = Annotated[list[str] | None, _prompt(_LINE, "An outline in one slice.")]
 NegativeLassos = Annotated[list[str] | None, _prompt(_LINE, "An outline of what does not belong to it.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="A mask to start from, on the image's grid.", rich_help_panel="Prompts")]
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them.")]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="Words only: how probable a voxel must be.")]
+Threshold = Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Words only: how probable a voxel must be.")]
 Modality = Annotated[str | None, typer.Option(metavar="CT|MR|...", help="What the scan is, where its file does not say.")]
 SeriesUid = Annotated[str | None, typer.Option(metavar="UID", help="Which DICOM series, where there are several.")]
-MaskFormat = Annotated[Format | None, typer.Option("--format", help="Format of the mask.", show_default="by the output's name, else nii.gz")]
+MaskFormat = Annotated[
+    Format | None, typer.Option("--format", metavar="|".join(Format), help="Format of the mask.", show_default="by the output's name, else nii.gz")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")]
 
 
@@ -89,9 +91,13 @@ def segment(
 ) -> None:
     """Segment a scan or picture by words or by clicks.
 
-    Writes the mask, preview.png and measurements.json. X, Y, Z are voxel indices as the image's own file counts them, from 0.
-    Words make one label each; clicks, boxes and lines make one mask together. An empty mask is an answer (exit 0), a word
-    that no model understands is not: the others are still answered, and the exit code is 8.
+    Writes the mask, preview.png and measurements.json.
+
+    X, Y, Z are voxel indices as the image's own file counts them, from 0.
+
+    Words make one label each; clicks, boxes and lines make one mask together.
+
+    An empty mask is an answer (exit code 0). A word that no model understands is not: the others are answered (8).
     """
     from isocenter.cli.prompts import Typed, initial_mask
 

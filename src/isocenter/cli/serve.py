@@ -11,12 +11,12 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from isocenter.cli.console import examples
 from isocenter.core.errors import UsageError
 from isocenter.core.settings import Limits, Settings
 
 #: Flags whose name is not the setting's own.
 _NAMES = {"ports": "--port", "cors_origins": "--cors-origin", "open_faces": "--open-face", "allowed_hosts": "--allowed-host"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 EXAMPLES = ("isocenter serve", "isocenter serve --port 8000 --port 8002", "ISOCENTER_API_KEY=secret isocenter serve --host 0.0.0.0")
 _HELP = """Serve all protocols on one or several ports, from one process.
 
@@ -26,8 +26,9 @@ Every flag is a setting; each is also read from the environment variable named w
 
 def command() -> Any:
     """The command, with a flag for each setting."""
-    app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-    app.command("serve", help=_HELP, epilog=examples(EXAMPLES))(_with_flags(_serve))
+    # Plain help: forty flags in rich's boxes leave eighteen columns for what they mean.
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    app.command("serve", help=_HELP, epilog="\n\n".join(("Examples:", *EXAMPLES)))(_with_flags(_serve))
     built = typer.main.get_command(app)
     built.context_settings = {"help_option_names": ["-h", "--help"]}
     return built
@@ -54,10 +55,10 @@ def _with_flags(function: Any) -> Any:
     for name, info in sorted(Settings.model_fields.items(), key=lambda field: field[0] in Limits.model_fields):
         kind, several = _kind(info)
         option = typer.Option(
-            _flag(name, kind),
+            _flag(name, kind, info.default),
             help=_help(name, info),
-            show_default=_default(info),
-            rich_help_panel="Limits" if name in Limits.model_fields else "Server",
+            metavar=_METAVARS.get(kind),
+            show_default=False,
         )
         annotation = Annotated[list[kind] | None if several else kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
@@ -82,29 +83,30 @@ def _kind(info: FieldInfo) -> tuple[Any, bool]:
     return str, False
 
 
-def _flag(name: str, kind: Any) -> str:
+def _flag(name: str, kind: Any, default: Any) -> str:
+    """The flag's name; a switch that is on by default has only the form that turns it off."""
     flag = _NAMES.get(name, "--" + name.replace("_", "-"))
-    # A switch that is on by default needs a way to turn it off; the settings know no such flag by themselves.
-    return f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    return f" /--no-{flag[2:]}" if kind is bool and default else flag
 
 
 def _help(name: str, info: FieldInfo) -> str:
     variables = [f"ISOCENTER_{name.upper()}"]
     if info.validation_alias is not None:
         variables = [str(choice) for choice in getattr(info.validation_alias, "choices", []) if str(choice) != name]
-    text = (info.description or "").replace("[", r"\[").replace("`", "")
+    text = (info.description or "").replace("`", "")
     if name == "api_key":
         text += " Better set the variable: flags can be read by others on this machine."
     if name in _NAMES:
         text += " Repeatable."
-    return f"{text} [dim]{' or '.join(variables)}[/dim]"
+    default = _default(info)
+    return f"{text} [{' or '.join(variables)}{f'; default {default}' if default else ''}]"
 
 
-def _default(info: FieldInfo) -> str | bool:
-    """The default as text, False for none."""
+def _default(info: FieldInfo) -> str:
+    """The default as text, empty for none."""
     value = info.default
     if value is None or value is PydanticUndefined or value == ():
-        return False
+        return ""
     if isinstance(value, tuple):
         return ", ".join(str(v) for v in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

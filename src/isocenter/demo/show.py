@@ -76,7 +76,7 @@ class Show:
         z, y, x = self.volume.shape
         spacing = " x ".join(f"{s:.3g}" for s in self.volume.spacing)
         self.scan = self.folder / "scan.nii.gz"
-        self.scan.write_bytes(write.volume(self.volume, ".nii.gz"))
+        self.scan.write_bytes(write.encode_image(self.volume, ".nii.gz"))
         self.console.print(f"   {x} x {y} x {z} voxels of {spacing} mm, {self.volume.modality or 'modality unknown'}")
 
     def words(self, wire: Wire) -> None:
