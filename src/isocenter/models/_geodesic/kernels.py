@@ -1,31 +1,14 @@
-"""numba kernels of the click engine: the only file that imports numba.
+"""numba kernels of the click engine; all work on C-ordered (z, y, x) arrays of one working window.
 
-All of them are `nogil`, work on C-ordered (z, y, x) arrays of one working box and have explicit signatures, so that
-each is compiled once, on import of this file, or taken from numba's cache.
+Every kernel has an explicit signature, so importing this file compiles it once, or takes it from the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numba
 import numpy as np
+from numpy.typing import NDArray
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _jit(signature: str) -> Callable[[_F], _F]:
-    """`numba.njit` with the on-disk cache, or without where no cache folder can be written (read-only images)."""
-
-    def compile_(function: _F) -> _F:
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # numba: "no locator available": neither the package nor the cache folder is writable
-            return numba.njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
-
-    return compile_
-
+from isocenter.models._numba import kernel
 
 FAR = 2**31 - 1
 """Arrival of voxels that the front did not reach."""
@@ -34,8 +17,17 @@ BUCKETS = 2048
 """Length of the circular bucket queue; one step costs less than this."""
 
 
-@_jit("i4[:](f4[:,:,:], f4[:,:,:], u1[:,:,:], i4[:], f4[:], f4, f4, i8)")
-def flood(values, unary, closed, seeds, steps, spatial, edge, limit):  # type: ignore[no-untyped-def]
+@kernel("i4[:](f4[:,:,:], f4[:,:,:], u1[:,:,:], i4[:], f4[:], f4, f4, i8)")
+def flood(
+    values: NDArray[np.float32],
+    unary: NDArray[np.float32],
+    closed: NDArray[np.uint8],
+    seeds: NDArray[np.int32],
+    steps: NDArray[np.float32],
+    spatial: float,
+    edge: float,
+    limit: int,
+) -> NDArray[np.int32]:
     """Geodesic arrival from `seeds` by an exact bucket queue (Dial 1969), 6-neighbours, early stopping.
 
     A step of length l (mm over the working spacing, `steps` per axis) from u to v costs
@@ -132,8 +124,10 @@ def flood(values, unary, closed, seeds, steps, spatial, edge, limit):  # type: i
     return arrival
 
 
-@_jit("f8[:,:](u1[:,:,:], f4[:,:,:], u1[:,:,:], i8[:], f4[:], i8)")
-def nested_statistics(level, values, mask, click, steps, count):  # type: ignore[no-untyped-def]
+@kernel("f8[:,:](u1[:,:,:], f4[:,:,:], u1[:,:,:], i8[:], f4[:], i8)")
+def nested_statistics(
+    level: NDArray[np.uint8], values: NDArray[np.float32], mask: NDArray[np.uint8], click: NDArray[np.int64], steps: NDArray[np.float32], count: int
+) -> NDArray[np.float64]:
     """Sums over `count` nested regions at once; region k holds the voxels with level <= k.
 
     Returns (count, 18): 0 voxels, 1-3 sum of offsets from the click (z, y, x, in `steps`), 4 sum of values, 5 sum of
@@ -218,8 +212,8 @@ def nested_statistics(level, values, mask, click, steps, count):  # type: ignore
     return out[:count]
 
 
-@_jit("f4[:,:,:](f4[:,:,:], f4[:])")
-def smooth(values, weights):  # type: ignore[no-untyped-def]
+@kernel("f4[:,:,:](f4[:,:,:], f4[:])")
+def smooth(values: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Separable (w, 1, w) / (1 + 2 w) smoothing, w per axis (z, y, x); edges repeat."""
     nz, ny, nx = values.shape
     a = values
@@ -241,3 +235,91 @@ def smooth(values, weights):  # type: ignore[no-untyped-def]
                     b[z, y, x] = (a[z, y, x] + w * s) * norm
         a = b
     return a
+
+
+@kernel("f4[:,:,:](i8[:,:], f4[:], i8, i8, i8, f4)")
+def nearest(points: NDArray[np.int64], steps: NDArray[np.float32], nz: int, ny: int, nx: int, cap: float) -> NDArray[np.float32]:
+    """Distance (in `steps`) from every voxel of a window to the nearest of a few points (n, 3), at most `cap`."""
+    out = np.full((nz, ny, nx), cap, np.float32)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                best = cap * cap
+                for p in range(points.shape[0]):
+                    dz = (z - points[p, 0]) * steps[0]
+                    dy = (y - points[p, 1]) * steps[1]
+                    dx = (x - points[p, 2]) * steps[2]
+                    best = min(best, dz * dz + dy * dy + dx * dx)
+                out[z, y, x] = np.sqrt(best)
+    return out
+
+
+@kernel("f4[:](f4[:,:], f4[:], f4[:], f4[:,:], f4[:], f4[:,:], f4[:], f4[:])")
+def perceptron(
+    features: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    w1: NDArray[np.float32],
+    b1: NDArray[np.float32],
+    w2: NDArray[np.float32],
+    b2: NDArray[np.float32],
+    w3: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Logit of each row (n, features): two hidden rectified layers; the last weight of `w3` is its bias."""
+    n, d = features.shape
+    h1 = w1.shape[1]
+    h2 = w2.shape[1]
+    out = np.empty(n, np.float32)
+    a = np.empty(h1, np.float32)
+    b = np.empty(h2, np.float32)
+    for i in range(n):
+        a[:] = b1
+        for j in range(d):
+            f = min(max((features[i, j] - mean[j]) / scale[j], np.float32(-4)), np.float32(4))
+            for k in range(h1):
+                a[k] += f * w1[j, k]
+        b[:] = b2
+        for j in range(h1):
+            if a[j] > 0:
+                for k in range(h2):
+                    b[k] += a[j] * w2[j, k]
+        total = w3[h2]
+        for k in range(h2):
+            if b[k] > 0:
+                total += b[k] * w3[k]
+        out[i] = total
+    return out
+
+
+@kernel("void(f4[:,:,:], u1[:,:,:], i8[:], u1[:,:,:])")
+def enlarge(logit: NDArray[np.float32], live: NDArray[np.uint8], stride: NDArray[np.int64], belief: NDArray[np.uint8]) -> None:
+    """Write logits (working voxels) into the full-resolution belief of the same box, linearly interpolated.
+
+    Only full-resolution voxels whose working voxel is live are written; scale and rounding as `window.to_belief`.
+    """
+    nz, ny, nx = belief.shape
+    mz, my, mx = logit.shape
+    for z in range(nz):
+        cz = z // stride[0]
+        pz = min(max((z + 0.5) / stride[0] - 0.5, 0.0), mz - 1.0)
+        z0 = int(pz)
+        z1 = min(z0 + 1, mz - 1)
+        fz = pz - z0
+        for y in range(ny):
+            cy = y // stride[1]
+            py = min(max((y + 0.5) / stride[1] - 0.5, 0.0), my - 1.0)
+            y0 = int(py)
+            y1 = min(y0 + 1, my - 1)
+            fy = py - y0
+            for x in range(nx):
+                cx = x // stride[2]
+                if live[cz, cy, cx] == 0:
+                    continue
+                px = min(max((x + 0.5) / stride[2] - 0.5, 0.0), mx - 1.0)
+                x0 = int(px)
+                x1 = min(x0 + 1, mx - 1)
+                fx = px - x0
+                a = (logit[z0, y0, x0] * (1 - fx) + logit[z0, y0, x1] * fx) * (1 - fy) + (logit[z0, y1, x0] * (1 - fx) + logit[z0, y1, x1] * fx) * fy
+                b = (logit[z1, y0, x0] * (1 - fx) + logit[z1, y0, x1] * fx) * (1 - fy) + (logit[z1, y1, x0] * (1 - fx) + logit[z1, y1, x1] * fx) * fy
+                value = np.ceil((a * (1 - fz) + b * fz) * (127.0 / 6.0)) + 127.0
+                belief[z, y, x] = np.uint8(min(max(value, 0.0), 255.0))

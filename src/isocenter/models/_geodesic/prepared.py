@@ -14,7 +14,7 @@ Index = tuple[int, int, int]
 
 SAMPLES = 400_000
 """Voxels that the intensity scale is estimated from, at most."""
-COARSEST = 1_500_000
+COARSEST = 200_000
 """Voxels of the coarsest copy, at most."""
 
 

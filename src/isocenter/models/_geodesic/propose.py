@@ -1,23 +1,25 @@
-"""From prompts to an edit of the belief: thin first version (one arrival map, one level set)."""
+"""From a prompt to an edit of the belief: which part of the volume is looked at, how finely, and what is written back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.prompts import Box
+from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Prepared
+from isocenter.models._geodesic.regions import Click
+from isocenter.models._geodesic.voxels import Study, Table, decide, study, tables
+from isocenter.models._geodesic.window import BOUND, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
 
-
-@dataclass(frozen=True, eq=False)
-class Anchor:
-    """Voxels (n, 3) that a prompt fixed, and the radius (mm) around them that it won."""
-
-    voxels: NDArray[np.intp]
-    positive: bool
-    radius: float
+FIRST, LATER = 220_000, 150_000
+"""Working voxels in a window, at most: for the first prompt, and for corrections."""
+EDGE = 0.02
+"""Logit of a voxel that is kept where it was against its belief."""
+MARGIN = 5
+"""Working voxels that a window holds beyond what may change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,41 +31,196 @@ class Edit:
     anchors: list[Anchor] = field(default_factory=list)
 
 
-def make_box(lo: NDArray[np.intp], hi: NDArray[np.intp]) -> Box:
-    """A `Box` of Python integers."""
-    a, b = [int(v) for v in lo], [int(v) for v in hi]
-    return Box((a[0], a[1], a[2]), (b[0], b[1], b[2]))
+def from_voxels(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp], positive: bool) -> Edit:
+    """The answer to a point, a line or a filled outline."""
+    made = examine(prepared, belief, anchors, voxels, positive, tables())
+    if made is None:
+        box = make_box(voxels.min(axis=0), voxels.max(axis=0) + 1)
+        return Edit(box, belief[box.slices].copy(), [Anchor(voxels, positive)])
+    return write(made, belief, voxels, tables()[made.click.kind])
 
 
-def from_voxels(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp], positive: bool) -> Edit | None:
-    """Grow from the prompted voxels over what they resemble."""
-    from isocenter.models._geodesic import kernels
+def examine(
+    prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp], positive: bool, table: dict[str, Table]
+) -> Study | None:
+    """Look at a prompt, at the finest resolution that shows all of the answer; None when it asks for nothing new."""
+    z, y, x = voxels.T
+    wrong = voxels[(belief[z, y, x] >= HALF) != positive]
+    first = not any(a.positive for a in anchors) and not belief[z.min() : z.max() + 1].any() and not belief.any()
+    if len(wrong) == 0 or (first and not positive):
+        return None
+    room = 0.0 if first else _room(prepared, belief, wrong, positive)
+    result = None
+    for level in range(len(prepared.levels)):
+        if not first and not _fits(prepared, level, wrong, room) and level + 1 < len(prepared.levels):
+            continue
+        window = _around(prepared, belief, level, wrong, FIRST if first else LATER, room)
+        click = _click(window, anchors, window.local(wrong), positive, first)
+        result = study(click, anchors, table[click.kind])
+        if not first or not window.faces(result.share > 0.3):
+            break
+    return result
 
-    shape = np.array(belief.shape)
-    lo, hi = np.maximum(voxels.min(axis=0) - 40, 0), np.minimum(voxels.max(axis=0) + 41, shape)
-    box = make_box(lo, hi)
-    values = prepared.block(0, box.lo, box.hi)
-    spacing = np.array(prepared.levels[0].spacing)
-    steps = (spacing / spacing.min()).astype(np.float32)
-    local = voxels - lo
-    centre = np.median(values[tuple(local.T)])
-    values = kernels.smooth(values, (0.5 / steps**2).astype(np.float32))
-    closed = ((belief[box.slices] >= 128) == positive).astype(np.uint8)
-    for anchor in anchors:
-        if anchor.positive != positive:
-            inside = np.all((anchor.voxels >= lo) & (anchor.voxels < hi), axis=1)
-            z, y, x = (anchor.voxels[inside] - lo).T
-            closed[z, y, x] = 1
-    unary = (0.3 * np.minimum(np.abs(values - centre), 5) ** 2).astype(np.float32)
-    seeds = np.ravel_multi_index(tuple(local.T), values.shape).astype(np.int32)
-    arrival = kernels.flood(values, unary, closed, seeds, steps, np.float32(0.3), np.float32(0.3), 100_000).reshape(values.shape)
-    region = arrival < 16 * 12
+
+def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], table: Table) -> Edit:
+    """Decide on the live voxels and bring that to full resolution.
+
+    A positive prompt only adds to the mask and a negative one only takes away, whatever the beliefs say: what earlier
+    prompts won is never lost by the way. (It also gives the better masks.)
+    """
+    window, positive = made.click.window, made.click.positive
+    fresh = np.clip(decide(made, table), -BOUND, BOUND)
+    if not made.click.first:
+        held = window.mask[made.live]
+        fresh = np.where(held == positive, np.maximum(fresh, EDGE) if positive else np.minimum(fresh, -EDGE), fresh)
+    logit = to_logit(window.belief)
+    logit[made.live] = fresh
+    changed = int(((logit > 0) != window.mask).sum())
+    won = min(made.room, window.radius(max(changed, 1))) * window.unit
+    stride = np.array(window.prepared.levels[window.level].stride)
+    lo = np.array(window.lo) * stride
+    box = make_box(lo, np.minimum(lo + np.array(window.shape) * stride, belief.shape))
     new = belief[box.slices].copy()
-    new[region] = 200 if positive else 50
-    return Edit(box, new, [Anchor(voxels, positive, float(spacing.min()))])
+    if window.level == 0:
+        new[made.live] = to_belief(logit[made.live])
+    else:
+        kernels.enlarge(logit, made.live.view(np.uint8), stride, new)
+        if not made.click.first:
+            old = belief[box.slices]
+            new = np.maximum(new, np.minimum(old, HALF)) if positive else np.minimum(new, np.maximum(old, HALF - 1))
+    return Edit(box, new, [Anchor(voxels, positive, won)])
 
 
-def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], box: Box) -> Edit | None:
-    """Thin: the whole box."""
-    new = np.full_like(belief[box.slices], 200 if box.positive else 0)
-    return Edit(box, new)
+def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], box: Box) -> Edit:
+    """A positive box: what its middle belongs to, inside of it only. A negative one: nothing inside of it.
+
+    A box of one slice binds that slice exactly; the slices beside it are open within the box's outline.
+    """
+    lo, hi = np.array(box.lo), np.array(box.hi)
+    middle = (lo + hi)[None] // 2
+    if not box.positive:
+        return Edit(box, np.zeros_like(belief[box.slices]), [Anchor(middle, False, box=box)])
+    thin = (hi - lo == 1) & (np.array(belief.shape) > 1)
+    spacing = np.array(prepared.volume.spacing_zyx)
+    depth = np.where(thin, np.ceil(0.5 * (spacing * (hi - lo))[~thin].mean() / spacing) if not thin.all() else 1, 0).astype(int)
+    open_lo, open_hi = np.maximum(lo - depth, 0), np.minimum(hi + depth, belief.shape)
+    level = 0
+    while level + 1 < len(prepared.levels) and np.prod((open_hi - open_lo) / prepared.levels[level].stride) > FIRST / 2:
+        level += 1
+    margin = MARGIN * np.array(prepared.levels[level].stride)
+    window = cut(prepared, belief, level, np.maximum(open_lo - margin, 0), np.minimum(open_hi + margin, belief.shape))
+    outside = np.ones(window.shape, np.bool_)
+    outside[window.inner(make_box(open_lo, open_hi))] = False
+    seeds = _core(window, middle, lo, hi, outside)
+    if len(seeds) == 0:
+        return Edit(box, belief[box.slices].copy(), [])
+    click = _click(window, anchors, seeds, True, not belief.any(), outside)
+    made = study(click, anchors, tables()[click.kind])
+    inside = made.live & ~outside
+    made = replace(made, live=inside, features=made.features[inside[made.live]])
+    edit = write(made, belief, middle, tables()[click.kind])
+    return replace(edit, anchors=[Anchor(middle, True, edit.anchors[0].radius, hold=False)])
+
+
+def _core(window: Window, middle: NDArray[np.intp], lo: NDArray[np.intp], hi: NDArray[np.intp], outside: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Working voxels in the middle third of a box that look alike: the most common intensity there and its neighbours."""
+    stride = np.array(window.prepared.levels[window.level].stride)
+    grid = np.indices(window.shape).transpose(1, 2, 3, 0)
+    offset = (grid + np.array(window.lo) + 0.5) * stride - (lo + hi) / 2
+    central = (((offset / np.maximum((hi - lo) / 6, stride)) ** 2).sum(axis=-1) <= 1) & ~outside & ~window.mask
+    if not central.any():
+        return window.local(middle) if not window.mask[tuple(window.local(middle).T)].any() else np.empty((0, 3), np.int64)
+    values = window.soft[central]
+    alike = np.abs(window.soft - np.median(values)) <= max(1.4826 * float(np.median(np.abs(values - np.median(values)))), 1.0)
+    return np.argwhere(central & alike).astype(np.int64)
+
+
+def _middle(voxels: NDArray[np.int64] | NDArray[np.intp]) -> NDArray[np.int64]:
+    """The voxel of a set that lies nearest to its mean."""
+    offsets = voxels - voxels.mean(axis=0)
+    nearest = int(np.argmin((offsets**2).sum(axis=1)))
+    return np.array(voxels[nearest], np.int64)
+
+
+def _room(prepared: Prepared, belief: NDArray[np.uint8], voxels: NDArray[np.intp], positive: bool) -> float:
+    """Distance (mm) from the middle of a prompt to the nearest voxel that is already as asked for, in growing cubes."""
+    centre = _middle(voxels)
+    spacing = np.array(prepared.volume.spacing_zyx)
+    fine = float(spacing[np.array(belief.shape) > 1].min())
+    reach = 8.0 * fine
+    while True:
+        half = np.ceil(reach / spacing).astype(int)
+        lo, hi = np.maximum(centre - half, 0), np.minimum(centre + half + 1, belief.shape)
+        part = belief[lo[0] : hi[0], lo[1] : hi[1], lo[2] : hi[2]]
+        step = max(1, round((part.size / 100_000) ** (1 / 3)))
+        found = np.argwhere((part[::step, ::step, ::step] >= HALF) == positive) * step + lo
+        distance = float(np.sqrt((((found - centre) * spacing) ** 2).sum(axis=1).min())) if len(found) else np.inf
+        if distance <= reach or np.all(hi - lo == belief.shape):
+            return distance if np.isfinite(distance) else float(reach)
+        reach *= 2
+
+
+def _extent(prepared: Prepared, level: int, room: float) -> NDArray[np.float64]:
+    """Half the size (working voxels) of the window that a correction with this much room needs."""
+    spacing = np.array(prepared.levels[level].spacing)
+    fine = float(spacing[np.array(prepared.volume.shape) > 1].min())
+    return np.asarray(max(4.0 * room, 8.0 * fine) / spacing + MARGIN, np.float64)
+
+
+def _fits(prepared: Prepared, level: int, voxels: NDArray[np.intp], room: float) -> bool:
+    """Whether the window of a correction stays within its budget at this resolution."""
+    at = prepared.levels[level]
+    lo = voxels.min(axis=0) / at.stride - _extent(prepared, level, room)
+    hi = voxels.max(axis=0) / at.stride + _extent(prepared, level, room)
+    size = np.minimum(hi, at.shape) - np.maximum(lo, 0)
+    return float(np.prod(size)) <= LATER
+
+
+def _around(prepared: Prepared, belief: NDArray[np.uint8], level: int, voxels: NDArray[np.intp], budget: int, room: float) -> Window:
+    """The largest window around a prompt within the budget (first prompt), or as large as it needs (corrections)."""
+    at = prepared.levels[level]
+    stride, shape = np.array(at.stride), np.array(at.shape)
+    first, last = voxels.min(axis=0) // stride, voxels.max(axis=0) // stride + 1
+    if room > 0:
+        half = _extent(prepared, level, room)
+        lo, hi = np.maximum(first - half, 0), np.minimum(last + half, shape)
+        if np.prod(hi - lo) <= max(budget, LATER) * 1.5:
+            return cut(prepared, belief, level, lo.astype(np.intp) * stride, np.ceil(hi).astype(np.intp) * stride)
+    spacing = np.array(at.spacing)
+    reach = 1.0
+    lo, hi = first.astype(float), last.astype(float)
+    while True:  # grow the same number of mm to all sides until the budget is spent or the volume ends
+        grown_lo = np.maximum(np.floor(first - reach / spacing), 0)
+        grown_hi = np.minimum(np.ceil(last + reach / spacing), shape)
+        if np.prod(grown_hi - grown_lo) > budget:
+            break
+        lo, hi = grown_lo, grown_hi
+        if np.all(lo == 0) and np.all(hi == shape):
+            break
+        reach += float(spacing.min())
+    return cut(prepared, belief, level, lo.astype(np.intp) * stride, hi.astype(np.intp) * stride)
+
+
+def _click(
+    window: Window, anchors: list[Anchor], seeds: NDArray[np.int64], positive: bool, first: bool, outside: NDArray[np.bool_] | None = None
+) -> Click:
+    """The prompt in the window's voxels, and what it may not change: what is as asked for, and opposite prompts."""
+    centre = _middle(seeds)
+    settled = window.mask if positive else ~window.mask
+    points = np.argwhere(settled)
+    room = 1e3
+    if not first and len(points):
+        room = max(float(np.sqrt((((points - centre) * window.steps) ** 2).sum(axis=1).min())), 0.5)
+    closed = settled.copy() if outside is None else settled | outside
+    for anchor in anchors:
+        if anchor.positive == positive:
+            continue
+        if anchor.box is not None:
+            closed[window.inner(anchor.box)] = True
+        fixed = window.local(anchor.voxels)
+        if len(fixed):
+            apart = float(np.sqrt((((fixed - centre) * window.steps) ** 2).sum(axis=1).min()))
+            closed |= window.near(fixed, 1e3) <= min(0.5 * apart, 0.7 * anchor.radius / window.unit) + 0.01
+    z, y, x = seeds.T
+    closed[z, y, x] = False
+    return Click(window, positive, first, seeds, centre, closed.view(np.uint8), room)
