@@ -134,6 +134,8 @@ def _read(values: Values, index: int, image: Slice) -> None:
         data = header.inflated[start : start + count] if header.inflated is not None else image.part.read(start, count)
         if len(data) < count:
             raise InputError("a DICOM file is shorter than it was")
+        if swapped(form) and form.allocated == 8 and image.part.read(header.end + 4, 2) == b"OW":
+            raise UnsupportedError("8-bit DICOM images in big-endian words are not read")
         values.put(index, native(data, image), image)
         return
     if image.part.readinto(place.data.cast("B"), start) < count:

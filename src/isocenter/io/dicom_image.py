@@ -114,7 +114,7 @@ def _form(header: Header) -> Form:
         raise InputError("a DICOM image declares more bits stored than allocated")
     if samples != (1 if photometric in (*_MONOCHROME, "PALETTE COLOR") else 3):
         raise InputError("a DICOM image declares a number of samples that does not fit its photometric interpretation")
-    if photometric not in (*_MONOCHROME, *_COLOUR) or (samples == 3 and allocated != 8):
+    if photometric not in (*_MONOCHROME, *_COLOUR) or (samples == 3 and allocated not in (8, 16)):
         raise UnsupportedError("DICOM images of this photometric interpretation are not read")
     signed = header.number(0x00280103) == 1
     return Form(header.syntax, rows, columns, samples, allocated, stored, signed, photometric, header.number(0x00280006))

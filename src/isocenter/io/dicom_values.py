@@ -37,7 +37,7 @@ class Values:
     def put(self, index: int, samples: NDArray[np.generic], image: Slice) -> None:
         """Turn the stored samples of one slice, (y, x) or (y, x, 3), into values at `index`."""
         if samples.ndim == 3:
-            samples = np.rint(np.asarray(samples, np.float32) @ _LUMA).astype(np.uint8)
+            samples = np.rint(np.asarray(samples, np.float32) @ _LUMA).astype(np.int32)
         elif samples.dtype.kind != "f":
             samples = _significant(samples, image)
         if self.array.dtype == np.int16:
@@ -86,9 +86,9 @@ def _fits(samples: NDArray[np.generic], image: Slice) -> bool:
     form = image.form
     span = 1 << form.stored
     low, high = (-span // 2, span // 2 - 1) if form.signed else (0, span - 1)
-    if form.samples == 1 and not _within(low, high, slope, intercept):
+    if not _within(low, high, slope, intercept):
         low, high = int(samples.min()), int(samples.max())
-    return form.samples > 1 or _within(low, high, slope, intercept)
+    return _within(low, high, slope, intercept)
 
 
 def _within(low: int, high: int, slope: int, intercept: int) -> bool:

@@ -171,6 +171,8 @@ class _Pool:
 
     def start(self, count: int, limits: Limits) -> None:
         with self._change:
+            while self.fixed is not None and self._idle and len(self._idle) + self._busy > count:
+                self._idle.pop().close(kill=False)
             while len(self._idle) + self._busy < count:
                 self._idle.append(_Worker(limits))
 
