@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from isal import igzip, isal_zlib
 
 from isocenter.core.errors import InputError
+from isocenter.io.raw import Stream
 
 #: ISA-L's own error; its stubs take the class for an instance.
 DeflateError = cast("type[Exception]", isal_zlib.IsalError)
@@ -30,7 +31,7 @@ _TRUNCATED = "the file is cut short: its compressed data end too early"
 _BROKEN = "the compressed data are damaged"
 
 
-class Inflater:
+class Inflater(Stream):
     """Bytes out of a gzip file, only as many as are asked for; files of several members read as one.
 
     Raises `InputError` for damaged data.
@@ -43,26 +44,14 @@ class Inflater:
         """Fill `buffer` as far as there are bytes; returns how many came. Inflates straight into its memory."""
         done = 0
         try:
-            while done < len(buffer) and (count := self._stream.readinto(buffer[done:])):
+            # Some at a time, so that the checksum finds them still in the processor's cache: a third faster.
+            while done < len(buffer) and (count := self._stream.readinto(buffer[done : done + BLOCK])):
                 done += count
         except EOFError:
             raise InputError(_TRUNCATED) from None
         except (OSError, DeflateError):
             raise InputError(_BROKEN) from None
         return done
-
-    def read(self, count: int) -> bytes:
-        """Up to `count` bytes."""
-        data = bytearray(count)
-        return bytes(data[: self.readinto(memoryview(data))])
-
-    def skip(self, count: int) -> None:
-        """Let `count` bytes pass."""
-        while count > 0:
-            got = len(self.read(min(count, BLOCK)))
-            if not got:
-                raise InputError(_TRUNCATED)
-            count -= got
 
     def check(self) -> None:
         """Verify the checksum if the data end here. What follows a complete stream is no business of ours."""
@@ -73,6 +62,38 @@ class Inflater:
         except (OSError, DeflateError) as error:
             if "CRC" in str(error) or "length" in str(error):
                 raise InputError(_BROKEN) from None
+
+
+class ZlibInflater(Stream):
+    """As `Inflater`, for a zlib stream (RFC 1950), which MetaImage has."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._inflater = isal_zlib.decompressobj(15)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as there are bytes; returns how many came."""
+        done = 0
+        while done < len(buffer) and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail or self._file.read(BLOCK // 4)
+            try:
+                data = self._inflater.decompress(packed, min(len(buffer) - done, BLOCK))
+            except DeflateError:
+                raise InputError(_BROKEN) from None
+            if not packed and not data:
+                raise InputError(_TRUNCATED)
+            buffer[done : done + len(data)] = data
+            done += len(data)
+        return done
+
+    def check(self) -> None:
+        """Verify the checksum if the data end here."""
+        try:
+            while not self._inflater.eof and (packed := self._inflater.unconsumed_tail or self._file.read(16)):
+                if self._inflater.decompress(packed, 1):
+                    return
+        except DeflateError:
+            raise InputError(_BROKEN) from None
 
 
 def deflate(data: memoryview, level: int) -> bytes:

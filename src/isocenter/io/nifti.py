@@ -6,50 +6,20 @@ file's i, j, k. RAS, NIfTI's frame, is left in `nifti_header`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import GeometryError, InputError, LimitError, MemoryLimitError
+from isocenter.core.errors import GeometryError, LimitError
 from isocenter.core.geometry import Grid
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Source, Volume
-from isocenter.io import gz
+from isocenter.io import gz, raw
 from isocenter.io import nifti_header as headers
 from isocenter.io.nifti_header import Header
 from isocenter.io.wire_mask import WireMask as WireMask
 from isocenter.io.wire_mask import write_wire as write_wire
-
-#: Bytes handled at once: small enough for the processor's cache and for nobody's memory to notice.
-STEP = 2 << 20
-_SHORT = "the file is cut short: it holds fewer voxels than its header declares"
-
-
-class _Plain:
-    """A file that is not packed, behind the same methods as `gz.Inflater`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def readinto(self, buffer: memoryview) -> int:
-        done = 0
-        while done < len(buffer) and (count := self._file.readinto(buffer[done:])):  # type: ignore[attr-defined]
-            done += count
-        return done
-
-    def read(self, count: int) -> bytes:
-        return self._file.read(count)
-
-    def skip(self, count: int) -> None:
-        self._file.seek(count, 1)
-
-    def check(self) -> None:
-        """There is no checksum."""
-
-
-_Stream = _Plain | gz.Inflater
 
 
 def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
@@ -60,82 +30,38 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     """
     packed = file.read(2) == gz.MAGIC
     file.seek(0)
-    stream: _Stream = gz.Inflater(file) if packed else _Plain(file)
-    raw = stream.read(headers.V1.itemsize)
-    if raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
-        raw += stream.read(headers.V2.itemsize - len(raw))
-    header = headers.parse(raw)
-    _check_size(header, size, packed, limits)
-    stream.skip(header.offset - len(raw))
-    try:
-        flat, notes = _voxels(stream, header)
-    except MemoryError:
-        raise MemoryLimitError(f"there is no memory for {header.voxels} voxels") from None
+    stream: raw.Stream = gz.Inflater(file) if packed else raw.Plain(file)
+    start = stream.read(headers.V1.itemsize)
+    if headers.is_long(start):
+        start += stream.read(headers.V2.itemsize - len(start))
+    header = headers.parse(start)
+    if header.offset > limits.max_header_bytes:
+        raise LimitError(f"the header declares {header.offset} bytes before the voxels", limit="max_header_bytes", value=limits.max_header_bytes)
+    raw.check_declared(header.voxels, header.offset + header.nbytes, size * gz.MAX_RATIO if packed else size, limits)
+    stream.skip(header.offset - len(start))
+    flat, notes = _voxels(stream, header)
     stream.check()
     source = Source("nifti", header.notes + notes, header.raw)
     return Volume.on_grid(flat.reshape(header.shape), header.grid, source=source)
 
 
-def _check_size(header: Header, size: int, packed: bool, limits: Limits) -> None:
-    """Hold what the header declares against the limits and against the bytes that are there."""
-    if header.voxels > limits.max_voxels:
-        raise LimitError(f"the header declares {header.voxels} voxels", limit="max_voxels", value=limits.max_voxels)
-    if header.offset > limits.max_header_bytes:
-        raise LimitError(f"the header declares {header.offset} bytes before the voxels", limit="max_header_bytes", value=limits.max_header_bytes)
-    if header.offset + header.nbytes > (size * gz.MAX_RATIO if packed else size):
-        raise InputError(_SHORT)
-
-
-def _voxels(stream: _Stream, header: Header) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+def _voxels(stream: raw.Stream, header: Header) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     """The voxels in file order; notes."""
-    if header.channels:
-        return _luminance(stream, header), ("The image is in colour; its brightness was taken.",)
-    integral = header.kind.kind in "iu" and header.slope.is_integer() and header.inter.is_integer() and abs(header.slope) < 2**31
-    if header.is_scaled and not integral:
-        return _scaled(stream, header), ()
-    array = np.empty(header.voxels, header.kind)
-    _fill(stream, array.view(np.uint8).data)
-    if not header.kind.isnative:
-        array = array.byteswap(inplace=True).view(header.kind.newbyteorder("="))
-    if header.is_scaled:
-        return _rescale_integers(array, int(header.slope), int(header.inter)), ()
-    return _clean(array)
+    if header.channels or not header.is_scaled:
+        return raw.voxels(stream, header.voxels, header.kind, header.channels or 1)
+    if header.kind.kind in "iu" and header.slope.is_integer() and header.inter.is_integer():
+        return raw.clean(_rescale_integers(raw.numbers(stream, header.voxels, header.kind), int(header.slope), int(header.inter)))
+    return raw.clean(_scaled(stream, header))
 
 
-def _fill(stream: _Stream, target: memoryview) -> None:
-    """Read into `target`, to its end."""
-    if stream.readinto(target) < len(target):
-        raise InputError(_SHORT)
-
-
-def _pieces(stream: _Stream, count: int, width: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """`count` voxels of `width` bytes, a piece at a time: which they are, and their bytes (the buffer is used again)."""
-    step = STEP // width
-    buffer = np.empty(min(step, count) * width, np.uint8)
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        piece = buffer[: (stop - start) * width]
-        _fill(stream, piece.data)
-        yield slice(start, stop), piece
-
-
-def _luminance(stream: _Stream, header: Header) -> NDArray[np.uint8]:
-    """Brightness of colour voxels (ITU-R BT.601, as Pillow has it)."""
-    out = np.empty(header.voxels, np.uint8)
-    for where, piece in _pieces(stream, header.voxels, header.channels):
-        rgb = piece.reshape(-1, header.channels)[:, :3].astype(np.uint32)
-        out[where] = (rgb @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16
-    return out
-
-
-def _scaled(stream: _Stream, header: Header) -> NDArray[np.generic]:
+def _scaled(stream: raw.Stream, header: Header) -> NDArray[np.generic]:
     """Voxels times slope plus inter as floating point numbers, without a whole copy in between."""
     double = header.kind.kind == "f" and header.kind.itemsize == 8
-    out: NDArray[np.floating] = np.empty(header.voxels, np.float64 if double else np.float32)
+    out = raw.allocate(header.voxels, np.float64 if double else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for where, piece in _pieces(stream, header.voxels, header.kind.itemsize):
+        for where, piece in raw.pieces(stream, header.voxels, header.kind.itemsize):
             out[where] = piece.view(header.kind).astype(np.float64) * header.slope + header.inter
-    return _clean(out)[0]
+    return out
 
 
 def _rescale_integers(array: NDArray[np.generic], slope: int, inter: int) -> NDArray[np.generic]:
@@ -159,31 +85,12 @@ def _rescale_integers(array: NDArray[np.generic], slope: int, inter: int) -> NDA
 
 
 def _piecewise(array: NDArray[np.generic], kind: np.dtype[np.generic], slope: float, inter: float) -> NDArray[np.generic]:
-    out = np.empty(array.size, kind)
-    for start in range(0, array.size, STEP):
-        piece = array[start : start + STEP]
-        out[start : start + STEP] = piece.astype(np.float64) * slope + inter
+    out = raw.allocate(array.size, kind)
+    for start in range(0, array.size, raw.STEP):
+        piece = array[start : start + raw.STEP]
+        with np.errstate(over="ignore"):
+            out[start : start + raw.STEP] = piece.astype(np.float64) * slope + inter
     return out
-
-
-def _clean(array: NDArray[np.generic]) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Put the smallest number in place of those that are none: no model can count with them, and paddings mean "nothing"."""
-    if array.dtype.kind != "f":
-        return array, ()
-    holes, smallest = 0, np.inf
-    for start in range(0, array.size, STEP):
-        piece = array[start : start + STEP]
-        finite = np.isfinite(piece)
-        holes += piece.size - int(np.count_nonzero(finite))
-        smallest = min(smallest, float(np.min(piece, where=finite, initial=np.inf)))
-    if not holes:
-        return array, ()
-    if not np.isfinite(smallest):
-        raise InputError("no voxel of the file is a finite number")
-    for start in range(0, array.size, STEP):
-        piece = array[start : start + STEP]
-        piece[~np.isfinite(piece)] = smallest
-    return array, (f"{holes} voxels were not finite numbers; they were set to the smallest value, {smallest:g}.",)
 
 
 def write(

@@ -72,6 +72,11 @@ class Header:
         return (self.slope, self.inter) != (1.0, 0.0)
 
 
+def is_long(raw: bytes) -> bool:
+    """Whether the first bytes are those of a NIfTI-2 header."""
+    return raw[:4] in (V2.itemsize.to_bytes(4, "little"), V2.itemsize.to_bytes(4, "big"))
+
+
 def fields(raw: bytes) -> NDArray[np.void]:
     """The header's fields by name, in the byte order that the file has. Raises `InputError` for what is no NIfTI."""
     for layout in (V1, V2):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from isocenter.core.errors import UsageError
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
-from isocenter.io import nifti, npz, picture
+from isocenter.io import nifti, npz, nrrd, picture
 
 #: What can be written, longest first, so that ".seg.nrrd" is not taken for ".nrrd".
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".npz", ".png", ".dcm")
@@ -36,6 +36,10 @@ def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
     kind = suffix_of(suffix)
     if kind in (".nii", ".nii.gz"):
         return nifti.write(result.mask, result.grid, header=nifti_header_of(volume), compress=kind == ".nii.gz", description=_description(result))
+    if kind == ".nrrd":
+        return nrrd.write(result.mask, result.grid, keys={"isocenter_provenance": json.dumps(result.provenance.as_dict())})
+    if kind == ".seg.nrrd":
+        return nrrd.write_segmentation(result)
     if kind == ".npz":
         return npz.write({"seg": result.mask, "provenance": np.frombuffer(json.dumps(result.provenance.as_dict()).encode(), np.uint8)})
     if kind == ".png":
@@ -48,6 +52,8 @@ def encode_image(volume: Volume, suffix: str) -> bytes:
     kind = suffix_of(suffix)
     if kind in (".nii", ".nii.gz"):
         return nifti.write(volume.array, volume.grid, header=nifti_header_of(volume), compress=kind == ".nii.gz")
+    if kind == ".nrrd":
+        return nrrd.write(volume.array, volume.grid)
     if kind == ".npz":
         return npz.write({"image": volume.array, "affine": volume.grid.affine_ras})
     raise UsageError(f"a scan cannot be written as {kind}; use .nii.gz, .nii, .nrrd or .npz")
