@@ -42,6 +42,7 @@ _SPACES = {
 _UNITS = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "\u00b5m": 0.001, "micron": 0.001}
 #: A header with a thousand of Slicer's segments has a tenth of it.
 _MAX_HEADER = 4 << 20
+_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 _PACKED = {"raw": False, "gzip": True, "gz": True}
 
 
@@ -275,6 +276,4 @@ def _terminology(category: Code | None, kind: Code | None) -> str:
     category = category or Code("85756007", "SCT", "Tissue")
     kind = kind or Code("85756007", "SCT", "Tissue")
     codes = [f"{c.scheme}^{c.value}^{c.meaning}" for c in (category, kind)]
-    return "~".join(
-        ["Segmentation category and type - 3D Slicer General Anatomy list", *codes, "^^", "Anatomic codes - DICOM master list", "^^", "^^"]
-    )
+    return "~".join([_CONTEXT, *codes, "^^", "Anatomic codes - DICOM master list", "^^", "^^"])

@@ -44,7 +44,9 @@ def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
         return npz.write({"seg": result.mask, "provenance": np.frombuffer(json.dumps(result.provenance.as_dict()).encode(), np.uint8)})
     if kind == ".png":
         return _png(result)
-    raise UsageError(f"{kind} cannot be written yet")
+    from isocenter.io import seg
+
+    return seg.write(result, volume)
 
 
 def encode_image(volume: Volume, suffix: str) -> bytes:
