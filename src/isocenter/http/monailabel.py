@@ -31,6 +31,7 @@ from isocenter.http.operations import VERSION
 from isocenter.io import write
 from isocenter.io.wire_mask import WireMask
 from isocenter.io.upload import Upload
+from isocenter.runtime.sessions import union
 from isocenter.service import Clicked
 
 router = APIRouter(tags=["MONAI Label"])
@@ -163,6 +164,7 @@ async def _answer(here: Context, volume: Volume, params: wire.Params, owner: str
         started = time.perf_counter()
         with here.service.click(volume, prompts, owner=owner) as clicked:
             elapsed = time.perf_counter() - started
+            clicked.session.state["stale"] = union(clicked.session.state.get("stale"), clicked.changed)
             body = _encode_click(clicked, volume, params, output, avoid) if want_image else b""
             stages = {**clicked.provenance.seconds, "encode": round(time.perf_counter() - started - elapsed, 4)}
             head = _head(params, volume, elapsed, "sam2_pred" if params.sam else "nninter_pred")
@@ -197,13 +199,11 @@ def _encode_click(clicked: Clicked, volume: Volume, params: wire.Params, output:
         from isocenter.core.terminology import label
 
         return _encode(Segmentation(clicked.mask, volume.grid, (label("region"),), clicked.provenance), volume, params, output, avoid)
-    # The copy in the wire's axis order stays with the session; only the box that changed is turned again.
+    # The copy in the wire's axis order stays with the session; only what changed since it was last sent is turned again.
     state = clicked.session.state
-    if "wire" not in state:
-        state["wire"] = WireMask(volume.shape)
-    wire_mask: WireMask = state["wire"]
-    if clicked.changed is not None:
-        wire_mask.update(clicked.mask, clicked.changed)
+    wire_mask: WireMask = state.setdefault("wire", WireMask(volume.shape))
+    if (stale := state.pop("stale", None)) is not None:
+        wire_mask.update(clicked.mask, stale)
     return wire_mask.gz(avoid=avoid)
 
 

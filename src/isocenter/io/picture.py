@@ -27,6 +27,10 @@ _MAX_SCANS = 100
 _BROKEN = "the picture is damaged or cut short"
 
 
+#: The field of view of an ordinary body CT.
+FIELD_MM = 400.0
+
+
 def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     """The brightness of a PNG or JPEG of `size` bytes, uint8 or uint16, as a volume of one slice. `file` stands at its start."""
     start = file.read(8)
@@ -95,14 +99,20 @@ def _brightness(image: Any) -> tuple[NDArray[np.generic], tuple[str, ...]]:
 
 
 def to_hounsfield(volume: Volume, width: float, level: float) -> Volume:
-    """A picture of a CT as Hounsfield units: black is level - width / 2, white level + width / 2."""
+    """A picture of a CT as Hounsfield units: black is level - width / 2, white level + width / 2.
+
+    A picture has no scale, and anatomy needs one: its longer side is taken as `FIELD_MM`.
+    """
     if volume.array.dtype.kind != "u":
         raise UnsupportedError("only the grey levels of a picture can be mapped to Hounsfield units")
     white = 2 ** (8 * volume.array.dtype.itemsize) - 1
     units = np.rint(level - width / 2 + volume.array.astype(np.float64) * (width / white))
     note = f"Grey levels 0..{white} were taken as {level - width / 2:g}..{level + width / 2:g} HU (window {width:g}/{level:g})."
-    source = replace(volume.source, notes=(*volume.source.notes, note))
-    return Volume.on_grid(np.clip(units, -32768, 32767).astype(np.int16), volume.grid, modality="CT", unit="HU", source=source)
+    scale = f"A picture has no scale; its longer side was taken as {FIELD_MM:g} mm."
+    source = replace(volume.source, notes=(*volume.source.notes, note, scale))
+    spacing = FIELD_MM / max(volume.shape)
+    array = np.clip(units, -32768, 32767).astype(np.int16)
+    return Volume(array, (spacing, spacing, 1.0), modality="CT", unit="HU", source=source)
 
 
 def png(array: NDArray[np.generic]) -> bytes:
