@@ -107,8 +107,11 @@ def segment(
         raise UsageError('say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask; see "isocenter segment --help"')
     target, suffix = _target(out, form)
     from isocenter.core.settings import settings
+    from isocenter.models import registry
     from isocenter.service import Service
 
+    if model is not None:
+        registry.spec(model)  # a name that is not known is said before the scan is read
     service = Service(settings())
     try:
         with step("Reading the scan", quiet=as_json):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +53,11 @@ class Child:
             time.sleep(0.05)
 
 
+def _end(number: int, frame: object) -> None:
+    """Leave as after an exception, so that the child is ended too."""
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def server(port: int, log: Path) -> Iterator[Child]:
     """A server on its way up; it ends with the block. What it says goes to `log`."""
@@ -61,6 +67,8 @@ def server(port: int, log: Path) -> Iterator[Child]:
         process = subprocess.Popen(  # noqa: S603 - our own program
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
         )
+    for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(ending, _end)  # else a closed terminal would leave the child behind
     try:
         yield Child(Wire(f"http://{HOST}:{port}", settings().api_key), process, log)
     finally:

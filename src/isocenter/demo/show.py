@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Label, Segmentation
 from isocenter.core.settings import settings
 from isocenter.core.terminology import label
-from isocenter.demo.robot import deepest, dice, next_click
+from isocenter.demo.robot import dice, next_click
 from isocenter.demo.wire import BIOMEDPARSE, RefusedError, Wire
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ Mask = NDArray[np.bool_]
 
 #: A torso of 2 x 2 x 3 mm: fine enough for a picture, quick to make.
 SHAPE = (128, 192, 192)
-#: What is clicked in the phantom (names of its truth), and how often.
-CLICKED, CLICKS = ("lesion_1", "kidney_left", "spleen"), 5
+#: What is clicked in the phantom: names of its truth.
+CLICKED = ("lesion_1", "kidney_left", "spleen")
+#: After how many clicks the result is shown; the last is how many there are.
+_SHOWN = (1, 3, 5)
 #: What is clicked in a scan of one's own: the first of these that words found there.
 WORTH_A_CLICK = ("liver", "spleen", "kidney_left", "kidney_right", "lung_left", "lung_right", "bone", "body")
 #: Words that cover most of the picture: written, but not painted over the others.
@@ -46,6 +49,7 @@ class Show:
         self.truth: dict[str, Mask] = {}
         self.found: dict[str, Mask] = {}
         self.clicked: dict[str, Mask] = {}
+        self._model = ""
         self._first_click = ""
         self._part = 0
 
@@ -70,7 +74,7 @@ class Show:
             with working("Reading the scan"):
                 self.volume = door.read_path(source, limits=settings())
             for note in self.volume.source.notes:
-                self.console.print(f"   {note}", markup=False)
+                self._paragraph(note)
         from isocenter.io import write
 
         z, y, x = self.volume.shape
@@ -89,10 +93,13 @@ class Show:
             with working("Asking for " + ", ".join(wanted)):
                 answers = wire.find(self.scan, wanted, self.volume.modality)
         except RefusedError as error:
+            if self.truth or error.status >= 500:
+                raise
             # No words for this kind of scan: that is an answer, and clicks work on any.
-            self.console.print(f"   {error.message}", markup=False)
+            self._paragraph(error.message)
             return
         seconds = time.perf_counter() - started
+        self._model = answers[0].model
         rows = []
         for word in answers:
             mask = word.mask != 0
@@ -100,10 +107,10 @@ class Show:
             rows.append((word.prompt, *self._judged(word.prompt, mask), f"{word.presence:.2f}"))
         columns = ("Word", "Volume", "Truth", "Dice", "Presence") if self.truth else ("Word", "Volume", "Presence")
         self._table(columns, rows)
-        self.console.print(f"   {len(rows)} structures in {seconds:.1f} s, by the model '{answers[0].model}', which needs no weights")
+        self.console.print(f"   {len(rows)} structures in {seconds:.1f} s, by the model '{self._model}'")
 
     def clicks(self, wire: Wire) -> None:
-        """Clicks to masks over MONAI Label's protocol, by a robot that knows the truth where there is one."""
+        """Clicks to masks over MONAI Label's protocol, by a robot that knows what it wants."""
         self.heading("By clicks")
         self.console.print("   POST /infer/segmentation", markup=False)
         wire.begin(self.scan)
@@ -111,90 +118,104 @@ class Show:
         for name, target in self._targets().items():
             with working(f"Clicking on {name}"):
                 rows.append((name, *self._click(wire, name, target)))
-        counts = ("1 click", "3 clicks", f"{CLICKS} clicks") if self.truth else ("1 click",)
-        self._table(("Structure", *(f"Dice, {c}" if self.truth else f"Volume, {c}" for c in counts), "Time per click"), rows)
+        shown = [f"{n} click{'s' if n > 1 else ''}" for n in _SHOWN]
+        self._table(("Structure", *(f"Dice, {s}" if self.truth else s for s in shown), "Time per click"), rows)
 
     def _targets(self) -> dict[str, Mask]:
+        """What to click on: in the phantom its truth, in other scans what words found, or else whatever lies in the middle."""
         if self.truth:
             return {name: self.truth[name] for name in CLICKED if self.truth[name].any()}
         for name in WORTH_A_CLICK:
             if name in self.found and self.found[name].any():
                 return {name: self.found[name]}
         middle = np.zeros(self.volume.shape, bool)
-        z, y, x = (n // 2 for n in self.volume.shape)
-        middle[z, y, x] = True
+        middle[tuple(n // 2 for n in middle.shape)] = True
         return {"middle": middle}
 
     def _click(self, wire: Wire, name: str, target: Mask) -> tuple[str, ...]:
-        """Click on one structure; Dice after 1, 3 and 5 clicks, or the volume after one, and the median time."""
+        """Click on one structure; Dice (or the volume, without a truth) after some of the clicks, and the median time."""
         from isocenter.io import door
 
         prompts: dict[str, list[list[int]]] = {"pos_points": [], "neg_points": []}
         mask = np.zeros(self.volume.shape, bool)
-        scores, times, path = [], [], self.folder / f"click-{name}.nii.gz"
-        for _ in range(CLICKS if self.truth else 1):
-            voxel, positive = next_click(target, mask, self.volume.spacing_zyx) if self.truth else (deepest(target, self.volume.spacing_zyx), True)
+        times, shown, path = [], [], self.folder / f"click-{name}.nii.gz"
+        for count in range(1, max(_SHOWN) + 1):
+            voxel, positive = next_click(target, mask, self.volume.spacing_zyx)
             prompts["pos_points" if positive else "neg_points"].append([int(v) for v in reversed(voxel)])
             answer = wire.click(self.scan, prompts)
             path.write_bytes(answer.nifti)
             mask = door.read_path(path, limits=settings()).array != 0
             times.append(answer.seconds)
-            scores.append(dice(mask, target))
+            if count in _SHOWN:
+                shown.append(f"{dice(mask, target):.2f}" if self.truth else self._size(mask))
+            if name == "middle":
+                break  # nobody knows where its boundary is, so there is no second place to click at
         self._first_click = self._first_click or ",".join(str(v) for v in prompts["pos_points"][0])
         self.clicked[name] = mask
-        median = f"{1000 * float(np.median(times)):.0f} ms"
-        if not self.truth:
-            return f"{self._millilitres(mask):.1f} ml", median
-        return (*(f"{scores[n - 1]:.2f}" for n in (1, 3, CLICKS)), median)
+        missing = ["-"] * (len(_SHOWN) - len(shown))
+        return (*shown, *missing, f"{1000 * float(np.median(times)):.0f} ms")
 
     def keep(self) -> None:
         """Write every mask, and a picture of them."""
         from isocenter.io import preview, write
 
         self.heading("What you got")
+        names = [f"click-{name}.nii.gz" for name in self.clicked]
         for name, mask in self.found.items():
-            (self.folder / f"word-{name}.nii.gz").write_bytes(write.encode(self._drawn({name: mask}), ".nii.gz", self.volume))
+            names.append(f"word-{name}.nii.gz")
+            (self.folder / names[-1]).write_bytes(write.encode(self._drawn({name: mask}, self._model), ".nii.gz", self.volume))
         painted = {**self.clicked, **{n: m for n, m in self.found.items() if n not in COVERING}}
-        (self.folder / "picture.png").write_bytes(preview.png(self.volume, self._drawn(painted)))
-        self.console.print(f"   {self.folder / 'picture.png'}  the masks on the scan", markup=False)
-        self.console.print(f"   {self.folder / 'word-*.nii.gz'}, click-*.nii.gz  one mask each, on the scan's own grid", markup=False)
-        self.console.print(f"   {self.scan}  the scan", markup=False)
+        (self.folder / "picture.png").write_bytes(preview.png(self.volume, self._drawn(painted, "several models")))
+        files = f"In {self.folder}/: picture.png (the masks drawn on the scan), scan.nii.gz, and on its own grid {', '.join(names)}"
+        self._paragraph(files)
 
     def by_hand(self, wire: Wire) -> None:
         """The lines that do the same without this program."""
         self.heading("Do it yourself")
-        scan = self.scan
+        scan = shlex.quote(str(self.scan))
         point = self._first_click or "0,0,0"
-        params = f'{{"nninter": true, "pos_points": [[{point}]]}}'
+        params = f'{{"nninter": true, "pos_points": [[{point}]], "result_space": "world"}}'
+        curl = "curl -H X-API-Key:$ISOCENTER_API_KEY" if settings().api_key else "curl"
+        word = next((name for name, mask in self.found.items() if mask.any() and name not in COVERING), "bone")
         lines = (
-            f"curl {wire.base}/",
-            f"curl -F file=@{scan} -F prompts=lungs -F prompts=bone {wire.base}{BIOMEDPARSE}/predict-3d-nifti",
-            f"curl -F file=@{scan} -F 'params={params}' '{wire.base}/infer/segmentation?output=image' -o mask.nii.gz",
-            f"isocenter segment -i {scan} -o out --text lungs",
+            f"{curl} {wire.base}/info/",
+            f"{curl} -F file=@{scan} -F prompts={word} {wire.base}{BIOMEDPARSE}/predict-3d-nifti",
+            f"{curl} -F file=@{scan} -F 'params={params}' '{wire.base}/infer/segmentation?output=image' -o mask.nii.gz",
+            f"isocenter segment -i {scan} -o out --text {word}",
             f"isocenter segment -i {scan} -o out --point {point}",
         )
         for line in lines:
             self.console.print(f"   {line}", markup=False, soft_wrap=True)
         self.console.print(f"   {wire.base}/docs  all routes, to try out in the browser", markup=False)
 
-    def _drawn(self, masks: dict[str, Mask]) -> Segmentation:
+    def _paragraph(self, text: str) -> None:
+        """Print a sentence, indented on every line that it takes."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        self.console.print(Padding(Text(text), (0, 0, 0, 3)))
+
+    def _drawn(self, masks: dict[str, Mask], model: str) -> Segmentation:
         """Masks as one label map; earlier ones win where they overlap."""
         drawn = np.zeros(self.volume.shape, np.uint8)
         labels: list[Label] = []
         for value, (name, mask) in enumerate(masks.items(), start=1):
             drawn[mask & (drawn == 0)] = value
             labels.append(label("lesion" if name.startswith("lesion") else name, value))
-        return Segmentation(drawn, self.volume.grid, tuple(labels), Provenance("demo", "1", self.volume.key))
+        return Segmentation(drawn, self.volume.grid, tuple(labels), Provenance(model, "1", self.volume.key))
 
     def _judged(self, name: str, mask: Mask) -> tuple[str, ...]:
-        size = f"{self._millilitres(mask):,.0f} ml".replace(",", " ")
         if not self.truth:
-            return (size,)
+            return (self._size(mask),)
         truth = self.truth[name]
-        return size, f"{self._millilitres(truth):,.0f} ml".replace(",", " "), f"{dice(mask, truth):.3f}"
+        return self._size(mask), self._size(truth), f"{dice(mask, truth):.3f}"
 
-    def _millilitres(self, mask: Mask) -> float:
-        return float(np.count_nonzero(mask)) * self.volume.grid.voxel_mm3 / 1000
+    def _size(self, mask: Mask) -> str:
+        """Volume of a mask in words."""
+        millilitres = float(np.count_nonzero(mask)) * self.volume.grid.voxel_mm3 / 1000
+        if not millilitres:
+            return "empty"
+        return f"{millilitres:,.0f} ml".replace(",", " ") if millilitres >= 100 else f"{millilitres:.1f} ml"
 
     def _table(self, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         table(columns, rows, numbers=range(1, len(columns)), indent=3)
