@@ -21,8 +21,8 @@ from isocenter.core.errors import InputError, LimitError, UnsupportedError
 from isocenter.core.settings import MIB, Limits
 
 CHUNK = 256 * 1024
-#: What isal raises for a damaged stream.
-InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment] - its stub says instance
+#: What isal raises for a damaged stream (its stub calls the class an instance).
+InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 #: Below this an archive's ratio says nothing: a few blank images pack a thousandfold.
 RATIO_FROM = 64 * MIB
 #: Members that systems and PACS exports add and that hold no images.

@@ -121,7 +121,7 @@ def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tup
 
 def _header(image: Slice) -> bytes:
     header = image.header
-    return header.inflated[: header.end] if header.inflated is not None else image.part.read(0, header.end)
+    return bytes(header.inflated[: header.end]) if header.inflated is not None else image.part.read(0, header.end)
 
 
 def _read(values: Values, index: int, image: Slice) -> None:

@@ -73,7 +73,7 @@ class Header:
     pixel_offset: int
     pixel_length: int
     size: int
-    inflated: bytes | None = None
+    inflated: bytearray | None = None
 
     def text(self, tag: int) -> str:
         """The value as text without padding, "" when absent."""
@@ -117,8 +117,12 @@ def read(part: Part, limits: Limits) -> Header:
             if count >= part.size:
                 raise InputError(_DAMAGED + "it ends inside its header") from None
             if count >= limits.max_header_bytes:
-                raise LimitError("a DICOM header is too large", limit="max_header_bytes", value=limits.max_header_bytes) from None
+                raise _header_too_large(limits) from None
             count = min(part.size, count * 4, limits.max_header_bytes)
+
+
+def _header_too_large(limits: Limits) -> LimitError:
+    return LimitError("a DICOM header is too large", limit="max_header_bytes", value=limits.max_header_bytes)
 
 
 def looks_like(head: bytes) -> bool:
@@ -173,7 +177,7 @@ def _encoding(data: bytes, start: int, syntax: str) -> Encoding:
     return Encoding(kind.isalpha() and kind.isupper(), True)
 
 
-def _dataset(data: bytes, start: int, size: int, syntax: str, encoding: Encoding, limits: Limits, inflated: bytes | None) -> Header:
+def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encoding: Encoding, limits: Limits, inflated: bytearray | None) -> Header:
     """The elements of the top level, up to the pixels."""
     values: dict[int, bytes] = {}
     walker = _Walker(data, encoding, limits)
@@ -188,7 +192,7 @@ def _dataset(data: bytes, start: int, size: int, syntax: str, encoding: Encoding
                 end = walker.next
                 if end > len(data):
                     raise _MoreError
-                values[tag] = data[begin:end]
+                values[tag] = bytes(data[begin:end])
     except struct.error:
         raise _MoreError from None
     return Header(syntax, encoding, values, size, 0, size, 0, size, inflated)
@@ -197,7 +201,7 @@ def _dataset(data: bytes, start: int, size: int, syntax: str, encoding: Encoding
 class _Walker:
     """Steps through the elements of one dataset; `element` is where the present one starts, `next` where the next one does."""
 
-    def __init__(self, data: bytes, encoding: Encoding, limits: Limits) -> None:
+    def __init__(self, data: bytes | bytearray, encoding: Encoding, limits: Limits) -> None:
         self._data = data
         self._limits = limits
         self._explicit = encoding.explicit
@@ -243,6 +247,8 @@ class _Walker:
             return self._skip(position, None, True, kind == b"UN" or not self._explicit)
         if length > end - position:
             raise InputError(_DAMAGED + "an element is longer than the file")
+        if position + length > self._limits.max_header_bytes:
+            raise _header_too_large(self._limits)
         if length > 16 * self._limits.max_nesting and (kind == b"SQ" or (not kind and self._tag(self._data, position)[:2] == (0xFFFE, 0xE000))):
             return self._skip(position, position + length, True, not self._explicit)
         return position + length
@@ -341,56 +347,55 @@ def inside(item: bytes, encoding: Encoding, limits: Limits) -> dict[int, bytes]:
 
 def _deflated(part: Part, head: bytes, start: int, limits: Limits) -> Header:
     """Deflated explicit little endian (PS3.5 annex A.5): inflated as far as the header says that there is something to read."""
-    inflate = _Inflate(part, start, limits)
-    # The dataset is read as if it were stored plainly; pydicom and our writers then need no inflating either.
-    prefix = head.replace(DEFLATED.encode(), EXPLICIT.encode().ljust(len(DEFLATED), b"\0"))
+    # The dataset is kept as if it were stored plainly, so that who reads its header next need not inflate it again.
+    inflate = _Inflate(part, start, head.replace(DEFLATED.encode(), EXPLICIT.encode().ljust(len(DEFLATED), b"\0")))
     count = _FIRST
     while True:
-        data = prefix + inflate.upto(count)
+        data = inflate.upto(count)
         # An unfinished stream may still hold any length; a finished one says how long it is.
-        size = len(data) if inflate.done else limits.max_inflate_bytes
+        size = len(data) if inflate.done else 1 << 62
         try:
-            header = _dataset(data, len(prefix), size, EXPLICIT, Encoding(True, True), limits, None)
+            header = _dataset(data, len(head), size, EXPLICIT, Encoding(True, True), limits, None)
         except _MoreError:
             if inflate.done:
                 raise InputError(_DAMAGED + "it ends inside its header") from None
             if count >= limits.max_header_bytes:
-                raise LimitError("a DICOM header is too large", limit="max_header_bytes", value=limits.max_header_bytes) from None
+                raise _header_too_large(limits) from None
             count = min(count * 4, limits.max_header_bytes)
             continue
         whole = header.pixel_offset + max(header.pixel_length, 0)
-        return _inflated(header, inflate, prefix, whole, limits)
+        return _inflated(header, inflate, whole, limits)
 
 
-def _inflated(header: Header, inflate: _Inflate, prefix: bytes, whole: int, limits: Limits) -> Header:
+def _inflated(header: Header, inflate: _Inflate, whole: int, limits: Limits) -> Header:
     frames = max(int((header.numbers(0x00280008) or (1,))[0]), 1)
     bits = header.number(0x00280100, 8) * max(header.number(0x00280002, 1), 1)
     declared = header.number(0x00280010) * header.number(0x00280011) * frames * bits // 8
     if whole - header.pixel_offset > declared + 1:
         raise InputError(_DAMAGED + "it holds more pixels than it declares")
-    if whole > limits.max_inflate_bytes:
-        raise LimitError("a deflated DICOM file inflates to too many bytes", limit="max_inflate_bytes", value=limits.max_inflate_bytes)
     if declared > RATIO_FROM and declared > limits.max_archive_ratio * inflate.part.size:
         raise LimitError("a deflated DICOM file inflates to far more than its size", limit="max_archive_ratio", value=limits.max_archive_ratio)
-    data = prefix + inflate.upto(whole - len(prefix))
+    if whole > limits.max_inflate_bytes:
+        raise LimitError("a deflated DICOM file inflates to too many bytes", limit="max_inflate_bytes", value=limits.max_inflate_bytes)
+    data = inflate.upto(whole)
     if len(data) < whole:
         raise InputError(_DAMAGED + "it ends inside its pixels")
     return Header(EXPLICIT, header.encoding, header.values, header.end, header.pixel_tag, header.pixel_offset, header.pixel_length, len(data), data)
 
 
 class _Inflate:
-    """The first bytes of a raw deflate stream, as many as are asked for."""
+    """The first bytes of a raw deflate stream behind a prefix, as many as are asked for."""
 
-    def __init__(self, part: Part, start: int, limits: Limits) -> None:
+    def __init__(self, part: Part, start: int, prefix: bytes) -> None:
         self.part = part
         self.done = False
         self._position = start
         self._inflater = isal_zlib.decompressobj(-15)
-        self._data = bytearray()
+        self._data = bytearray(prefix)
         self._tail = b""
 
-    def upto(self, count: int) -> bytes:
-        """At least `count` bytes of what the stream holds, or all when it holds fewer."""
+    def upto(self, count: int) -> bytearray:
+        """At least `count` bytes of prefix and stream, or all when there are fewer; one growing buffer, not a copy."""
         try:
             while len(self._data) < count and not self.done:
                 piece = self._tail or self.part.read(self._position, 65536)
@@ -401,4 +406,4 @@ class _Inflate:
                 self.done = self._inflater.eof or not piece
         except InflateError:
             raise InputError(_DAMAGED + "it cannot be inflated") from None
-        return bytes(self._data)
+        return self._data

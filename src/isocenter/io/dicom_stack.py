@@ -63,7 +63,8 @@ def stack(images: list[Slice], limits: Limits) -> Stack:
 
 def _consistent(images: list[Slice]) -> tuple[list[Slice], list[str]]:
     """The images of one size, orientation and pixel spacing that hold most voxels (a stack before a single picture, any
-    other before a localizer), and a note on the others."""
+    other before a localizer), and a note on the others.
+    """
     groups: list[list[Slice]] = []
     for image in images:
         for group in groups:

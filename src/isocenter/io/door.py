@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError
@@ -156,8 +158,36 @@ class _Window(io.RawIOBase):
         return count
 
 
+# -- the modality ------------------------------------------------------------------------------------------------------
+
+
 def _finish(volume: Volume, modality: str | None) -> Volume:
-    if modality is None:
-        return volume
-    modality = modality.upper()
-    return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
+    """The modality that was asked for, or CT where a format without modality holds what only CT does."""
+    if modality is not None:
+        modality = modality.strip().upper()
+        return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
+    if volume.modality is None and volume.source.format in ("nifti", "nrrd", "metaimage") and looks_like_ct(volume.array):
+        return volume.with_modality("CT", "HU", "The file names no modality; its values are those of a CT in Hounsfield units, so it was read as CT.")
+    return volume
+
+
+def looks_like_ct(array: NDArray[np.generic]) -> bool:
+    """Whether the values are Hounsfield units: a peak of soft tissue where water is 0, with air at -1000 or fat below it.
+
+    No other modality is calibrated so: MR and PET start at 0, normalised images lie within a few units, and maps that
+    run through 0 (phase, subtraction) have no peak between 0 and 100 that stands out from both sides.
+    """
+    flat = array.reshape(-1)
+    sample = np.asarray(flat[:: max(flat.size // 200_000, 1) | 1], np.float32)
+    if sample.size < 1000 or not -4096 <= sample.min() <= -50 or sample.max() < 60:
+        return False
+
+    def share(low: float, high: float) -> float:
+        return float(np.mean((sample >= low) & (sample < high)))
+
+    air, soft, fat = share(-1100, -850), share(0, 100), share(-150, -30)
+    body = 1 - share(-4097, -850)
+    if body < 0.01 or soft < 0.1 * body:
+        return False
+    stands_out = soft / 100 > 2 * share(-500, -200) / 300 and soft / 100 > 1.5 * share(150, 400) / 250
+    return stands_out and (air > 0.005 or (fat > 0.02 and soft + fat > 0.5))
