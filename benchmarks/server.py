@@ -70,7 +70,7 @@ def process(arguments: list[str], ready: str, home: str) -> Iterator[psutil.Proc
 
 def pss(root: psutil.Process) -> float:
     """Proportional set size in MiB of a process and its children."""
-    return sum(p.memory_full_info().pss for p in [root, *root.children(recursive=True)]) / MIB
+    return float(sum(p.memory_full_info().pss for p in [root, *root.children(recursive=True)])) / MIB
 
 
 class Peak:
@@ -134,9 +134,8 @@ def uploads(folder: Path) -> None:
         print(f"round {round_ + 1} of 3", flush=True)
     for name, s in seconds.items():
         print(f"{name:12} 1 GB {s['one']:.2f} s (+{s['grown']:.0f} MiB)   4 x 200 MB at once {s['four']:.2f} s (+{s['grown4']:.0f} MiB)")
-    print(
-        f"ratio        1 GB {seconds['UploadFile']['one'] / seconds['ours']['one']:.2f}   4 x 200 MB {seconds['UploadFile']['four'] / seconds['ours']['four']:.2f}"
-    )
+    peer, ours = seconds["UploadFile"], seconds["ours"]
+    print(f"ratio        1 GB {peer['one'] / ours['one']:.2f}   4 x 200 MB {peer['four'] / ours['four']:.2f}")
 
 
 def _upload(folder: Path, name: str, code: str, big: Path, small: Path) -> dict[str, float]:
@@ -214,9 +213,8 @@ def whole(folder: Path) -> None:
             busy = threading.Thread(target=work)
             busy.start()
             times = asyncio.run(latencies(PORT, busy))
-            print(
-                f"/healthz during {name}: median {np.median(times):.1f} ms, 99th {np.percentile(times, 99):.1f}, worst {max(times):.1f} ({len(times)} asked)"
-            )
+            middle, high = np.median(times), np.percentile(times, 99)
+            print(f"/healthz during {name}: median {middle:.1f} ms, 99th {high:.1f}, worst {max(times):.1f} ({len(times)} asked)")
         print("whole click over HTTP, upload included: " + ", ".join(f"{c * 1000:.0f}" for c in clicks) + " ms")
 
 

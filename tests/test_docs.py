@@ -37,4 +37,4 @@ def test_settings_read_other_systems_names_and_prefer_their_own(monkeypatch: pyt
     assert (settings.artifact_ttl, settings.ports, settings.api_key) == (11, (8000, 8002), "from-environment")
     monkeypatch.setenv("ISOCENTER_ARTIFACT_TTL", "12")
     assert Settings().artifact_ttl == 12
-    assert Settings(ports=9000).ports == (9000,)  # type: ignore[arg-type]
+    assert Settings(ports=9000).ports == (9000,)

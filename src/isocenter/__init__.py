@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isocenter.api import load, models, save, segment
+    from isocenter.api import list_models, load, save, segment
     from isocenter.core.errors import IsocenterError
     from isocenter.core.prompts import Box, Lasso, MaskPrompt, Point, Scribble, Text
     from isocenter.core.segmentation import Segmentation
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "list_models": "api",
     "load": "api",
-    "models": "api",
     "save": "api",
     "segment": "api",
     "IsocenterError": "core.errors",
@@ -46,8 +46,8 @@ __all__ = [
     "Segmentation",
     "Text",
     "Volume",
+    "list_models",
     "load",
-    "models",
     "save",
     "segment",
 ]

@@ -32,7 +32,7 @@ def load(path: str | PathLike[str], *, series_uid: str | None = None, modality: 
 def segment(volume: Volume, *prompts: str | Prompt, model: str | None = None, threshold: float = 0.5) -> Segmentation:
     """Masks for words ("liver", "left lung") or for points, boxes, scribbles, lassos and masks, on the volume's own grid.
 
-    Points and the like are voxel indices (z, y, x). model: an id out of `models()`; default: the first that takes such
+    Points and the like are voxel indices (z, y, x). model: an id out of `list_models()`; default: the first that takes such
     prompts. threshold: for words, a voxel is inside when its probability is larger.
     """
     given = [Text(p) if isinstance(p, str) else p for p in prompts]
@@ -49,6 +49,6 @@ def save(result: Segmentation, path: str | PathLike[str], volume: Volume) -> Pat
     return target
 
 
-def models() -> list[ModelSpec]:
+def list_models() -> list[ModelSpec]:
     """The models that can answer here."""
     return _service().models()

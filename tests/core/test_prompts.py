@@ -60,7 +60,12 @@ def test_what_lies_outside_is_named_in_the_users_order() -> None:
 
 
 def test_prompts_are_valid_or_not_built() -> None:
-    for wrong in (lambda: Box((0, 0, 0), (0, 1, 1)), lambda: Scribble(()), lambda: Lasso(((0, 0, 0), (1, 1, 1), (2, 2, 3))), lambda: Lasso(((0, 0, 0),))):
+    for wrong in (
+        lambda: Box((0, 0, 0), (0, 1, 1)),
+        lambda: Scribble(()),
+        lambda: Lasso(((0, 0, 0), (1, 1, 1), (2, 2, 3))),
+        lambda: Lasso(((0, 0, 0),)),
+    ):
         with pytest.raises(PromptError):
             wrong()
 

@@ -100,9 +100,14 @@ def server(home: Path) -> Iterator[str]:
 
 
 def dicom_series(
-    array: NDArray[np.int16], *, patient: str = "one", reverse_numbers: bool = False, uid: str = "1.2.826.0.1.3680043.8.498.1"
+    array: NDArray[np.int16],
+    *,
+    spacing: tuple[float, float, float] = (6.0, 6.0, 8.0),
+    patient: str = "one",
+    reverse_numbers: bool = False,
+    uid: str = "1.2.826.0.1.3680043.8.498.1",
 ) -> list[bytes]:
-    """An uncompressed axial CT series of `array` (z, y, x) in HU, 2 x 2 x 3 mm."""
+    """An uncompressed axial CT series of `array` (z, y, x) in HU; spacing (x, y, z) in mm."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -117,8 +122,8 @@ def dicom_series(
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = f"{uid}.1000", f"{uid}.1001", f"{uid}.1002"
         dataset.Modality, dataset.InstanceNumber = "CT", len(array) - index if reverse_numbers else index + 1
         dataset.Rows, dataset.Columns = plane.shape
-        dataset.PixelSpacing, dataset.SliceThickness = [2.0, 2.0], 3.0
-        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-64.0, -64.0, 3.0 * index]
+        dataset.PixelSpacing, dataset.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-192.0, -192.0, spacing[2] * index]
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0

@@ -87,7 +87,7 @@ def test_a_dicom_zip_equals_the_nifti(client: TestClient, ct: Phantom) -> None:
     result = answer.json()["results"][0]
     assert result["mask_shape"] == list(ct.volume.shape)
     assert result["series_uid"].endswith(".1001")
-    assert result["spacing"] == [3.0, 2.0, 2.0]
+    assert result["spacing"] == [8.0, 6.0, 6.0]
     assert fetch(client, result["mask_url"], "seg").any()
 
 

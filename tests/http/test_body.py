@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ URL = "/api/biomedparse/v1/predict-2d"
 
 
 @pytest.fixture(scope="module")
-def small(home: Path) -> TestClient:
+def small(home: Path) -> Iterator[TestClient]:
     """An application that takes uploads of at most 1000 bytes."""
     with TestClient(create_app(Settings(home=home, max_upload_bytes=1000, decoders=0)), base_url="http://127.0.0.1") as client:
         yield client

@@ -50,7 +50,7 @@ def documented(home: Path) -> Iterator[Path]:
     made = phantom((43, 128, 128))
     large = np.repeat(np.repeat(made.volume.array, 4, 1), 4, 2).astype(np.int16)
     (home / "sample-data").mkdir(exist_ok=True)
-    (home / SAMPLE).write_bytes(zipped(dicom_series(large), folder="2.000000-PRE LIVER-76970"))
+    (home / SAMPLE).write_bytes(zipped(dicom_series(large, spacing=(0.75, 0.75, 9.0)), folder="2.000000-PRE LIVER-76970"))
     (home / "volume.nii.gz").write_bytes(nifti.write(made.volume.array, made.volume.grid))
     with serve(home, "--port", "8000", "--port", "8002"):
         yield home
@@ -106,9 +106,7 @@ def test_up_and_info_on_every_port(documented: Path) -> None:
 
 def test_the_sample_is_what_the_documents_say(documented: Path) -> None:
     """Otherwise the click at [256, 256, 40] would test nothing."""
-    done = run(
-        f"curl -s 'http://localhost:8002/infer/segmentation?output=image' -F 'file=@{SAMPLE}' -F 'params={{\"nninter\":true,\"pos_points\":[[256,256,40]]}}'",
-        documented,
-    )
+    form = f"-F 'file=@{SAMPLE}' -F 'params={{\"nninter\":true,\"pos_points\":[[256,256,40]]}}'"
+    done = run(f"curl -s 'http://localhost:8002/infer/segmentation?output=image' {form}", documented)
     raw = gzip.decompress(done.stdout)
     assert np.frombuffer(raw, "<i2", 4, 40).tolist() == [3, 43, 512, 512]

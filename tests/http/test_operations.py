@@ -43,7 +43,8 @@ def test_answers_while_it_computes(server: str) -> None:
     made = phantom((96, 128, 128))
     array = np.repeat(np.repeat(made.volume.array, 2, 1), 2, 2)
     body = nifti.write(array, type(made.volume.grid)(array.shape, (1.5, 1.5, 4.0)))
-    form = b'--b\r\nContent-Disposition: form-data; name="prompts"\r\n\r\nliver\r\n--b\r\nContent-Disposition: form-data; name="file"; filename="a.nii.gz"\r\n\r\n'
+    form = b'--b\r\nContent-Disposition: form-data; name="prompts"\r\n\r\nliver\r\n'
+    form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.nii.gz"\r\n\r\n'
     request = urllib.request.Request(
         f"{server}/api/biomedparse/v1/predict-3d-nifti", form + body + b"\r\n--b--\r\n", {"Content-Type": "multipart/form-data; boundary=b"}
     )

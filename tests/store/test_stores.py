@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from isocenter.core.errors import NotFoundError
 from isocenter.core.volume import Volume
@@ -39,8 +40,8 @@ def test_equal_requests_at_once_read_once() -> None:
 
 def test_least_recently_used_goes_first_with_its_aliases() -> None:
     store = VolumeStore(4500)
-    for value in (1, 2):
-        store.read(value, lambda value=value: volume(value))
+    store.read(1, lambda: volume(1))
+    store.read(2, lambda: volume(2))
     assert store.find(1) is not None
     store.read(3, lambda: volume(3))
     assert store.find(2) is None
@@ -57,8 +58,13 @@ def test_equal_content_under_two_names_is_one_volume() -> None:
 def test_derived_data_is_made_once_and_counted() -> None:
     store, made = VolumeStore(10**6), []
     kept = store.put(volume(1))
+
+    def make() -> NDArray[np.uint8]:
+        made.append(1)
+        return np.zeros(100, np.uint8)
+
     for _ in range(2):
-        store.derive(kept, "engine", lambda: made.append(1) or np.zeros(100, np.uint8))
+        store.derive(kept, "engine", make)
     assert len(made) == 1
     assert store.nbytes == 2100
 

@@ -29,8 +29,8 @@ from isocenter.http.context import Context, Here, owner_of
 from isocenter.http.multipart import new_boundary, params_and_image
 from isocenter.http.operations import VERSION
 from isocenter.io import write
-from isocenter.io.wire_mask import WireMask
 from isocenter.io.upload import Upload
+from isocenter.io.wire_mask import WireMask
 from isocenter.runtime.sessions import union
 from isocenter.service import Clicked
 

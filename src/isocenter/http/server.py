@@ -38,7 +38,7 @@ def _is_loopback(host: str) -> bool:
 
 def listen(host: str, ports: Sequence[int]) -> list[socket.socket]:
     """Sockets on all ports. Raises `UsageError` that names the port that is taken."""
-    sockets = []
+    sockets: list[socket.socket] = []
     for port in ports:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family)

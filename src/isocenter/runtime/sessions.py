@@ -28,7 +28,7 @@ def identity(prompt: Prompt) -> Hashable:
     """What makes two prompts the same; a mask is known by its content."""
     if isinstance(prompt, MaskPrompt):
         packed = np.packbits(np.asarray(prompt.mask) != 0)
-        return ("mask", prompt.positive, prompt.mask.shape, blake3(packed).digest())
+        return ("mask", prompt.positive, prompt.mask.shape, blake3(packed.data).digest())
     return prompt
 
 

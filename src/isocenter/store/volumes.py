@@ -26,7 +26,7 @@ class _Entry:
 
     @property
     def nbytes(self) -> int:
-        return self.volume.array.nbytes + sum(d.nbytes for d in self.derived.values())
+        return self.volume.array.nbytes + sum(int(d.nbytes) for d in self.derived.values())
 
 
 class VolumeStore:
