@@ -131,8 +131,8 @@ _CAVITY = _trunk((128, 126, 126, 130, 124, 96, 60), (74, 73, 74, 80, 78, 62, 40)
 
 def _floor(x: Array, y: Array) -> Array:
     """Height (mm) of the diaphragm: two domes, the right one higher, that fall towards the wall."""
-    out = np.maximum(np.abs(x) - 45, 0) / 72
-    return np.asarray(np.where(x < 0, 0, -12) - 70 * (out**2 + ((y + 12) / 92) ** 2), np.float32)
+    out = np.maximum(np.abs(x) - 45, 0) / 80
+    return np.asarray(np.where(x < 0, 0, -12) - 70 * (out**2 + ((y + 12) / 108) ** 2), np.float32)
 
 
 def _above(offset: float) -> Distance:
@@ -207,13 +207,15 @@ def _abdomen() -> list[Part]:
     inside, under = _grow(_CAVITY, -2), _below(-7)
     parts = [_blob((s * 42, 52, -210), (20, 22, 110), 60, CODE["muscle"]) for s in (-1, 1)]
     parts += _tube(((-18, 26, -20), (-20, 28, -90), (-14, 32, -260)), (11, 10, 10), 130, CODE["vein"])
-    for side, x, y, z in (("right", -66, 34, -118), ("left", 68, 34, -104)):
-        centre, code = (float(x), float(y), float(z)), CODE[f"kidney_{side}"]
-        hilum = (x * 0.72, y - 6.0, float(z))
+    for side, x, y, z in (("right", -66.0, 34.0, -118.0), ("left", 60.0, 34.0, -124.0)):
+        centre, code = (x, y, z), CODE[f"kidney_{side}"]
+        hilum = (x * 0.72, y - 6.0, z)
         parts += [_blob(centre, (27, 25, 54), 185, code), _blob(centre, (19, 17, 44), 150, code), _blob(hilum, (13, 11, 24), -70, CODE["fat"])]
-    parts += [_blob((104, 20, -52), (34, 52, 62), 118, CODE["spleen"], inside, under)]
+    left_kidney, stomach = _ellipsoid((60, 34, -124), (27, 25, 54)), _ellipsoid((62, -26, -52), (44, 44, 42))
+    clear = _without(under, _grow(left_kidney, 3), _grow(stomach, 3))
+    parts += [_blob((90, 18, -62), (42, 54, 50), 118, CODE["spleen"], inside, clear)]
     parts += _tube(((-20, -6, -98), (10, -14, -92), (44, 4, -84), (78, 14, -76)), (13, 10, 9, 7), 100, CODE["soft"])
-    stomach = _all(_ellipsoid((62, -26, -52), (44, 44, 42)), inside, under)
+    stomach = _all(stomach, inside, under)
     around = {"lo": (18.0, -70.0, -94.0), "hi": (106.0, 18.0, -10.0)}
     parts += [Part(stomach, 45, CODE["stomach"], **around), Part(_grow(stomach, -4), 15, CODE["stomach"], **around)]
     parts += [Part(_all(_grow(stomach, -4), _slab(1, -400, -44)), -1000, CODE["bowel_gas"], **around)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.models._tissue.grid import Field, Mask, Spread, Working, fine_box, hounsfield, slabs
+from isocenter.models._tissue.grid import Field, Spread, Working, fine_box, hounsfield, slabs
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,6 @@ class Place:
 def nowhere(shape: tuple[int, ...], presence: float = 0.02, *notes: str) -> Place:
     """The answer for a structure that is not in the scan."""
     return Place(np.zeros(shape, np.float32), Ramp(0, 0, 1), None, presence, notes)
-
-
-def field(mask: Mask) -> Field:
-    """A mask as a field of 0 and 1."""
-    return mask.astype(np.float32)
 
 
 def render(working: Working, place: Place, array: NDArray[np.generic], step: Callable[[], None]) -> NDArray[np.uint8]:

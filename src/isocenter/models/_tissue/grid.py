@@ -60,6 +60,11 @@ def reduce(array: NDArray[np.generic], spacing: Triple) -> Working:
     return Working(out, step, (fz, fy, fx), (z, y, x))
 
 
+def field(mask: Mask) -> Field:
+    """A mask as a field of 0 and 1."""
+    return mask.astype(np.float32)
+
+
 def hounsfield(array: NDArray[np.generic]) -> Field:
     """A copy as float32; what is not a number counts as padding."""
     values = np.array(array, np.float32)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 #: Anything less deep than this (mm from its deepest point to its surface) is no liver, or a scrap of one.
 LEAST_DEPTH = 20.0
+#: HU of its smoothed tissue at the least; a fattier one is not told from what lies around.
+LEAST_HU = 15.0
+#: HU within which its smoothed voxels lie, at the least; more in a noisy scan.
+SPREAD_HU = 18.0
 #: Parts that hang on the liver by less than twice this (mm) are taken off: heart, stomach, muscle, kidney.
 NECK_MM = 8.0
-#: HU within which smoothed voxels of one organ lie, at the least; more in a noisy scan.
-SPREAD_HU = 18.0
 #: The organ's own value is followed from place to place over this distance, in this many rounds.
 DRIFT_MM, ROUNDS = 15.0, 2
 #: As `NECK_MM`, in front of the column, where cava and aorta run for the whole length of the trunk.
@@ -44,32 +46,44 @@ def soft_tissue(scene: Scene) -> tuple[Mask, Field]:
 
 def liver(scene: Scene) -> Organ:
     """The liver with its vessels and lesions; an empty mask where none is in the scan."""
-    nothing = Organ(np.zeros(scene.hu.shape, bool), 0.0, 0.02)
+    missing = Organ(np.zeros(scene.hu.shape, bool), 0.0, 0.02)
     if scene.spine is None or (scene.plane != 0 and not scene.flat):
-        return nothing
-    soft, values = soft_tissue(scene)
-    zone = soft & (values > 15)
-    deep = shapes.depth(zone, scene.spacing, 60.0) * _right_of_spine(scene)
+        return missing
+    soft, values = scene.soft
+    zone = soft & (values > LEAST_HU)
+    deep = shapes.depth(zone, scene.spacing, 60.0) * _place(scene, scene.spine[0])
     seed = np.unravel_index(int(np.argmax(deep)), deep.shape)
     reach = float(deep[seed])
     if reach < LEAST_DEPTH:
-        return nothing
+        return missing
     ball = zone & _ball(scene, (int(seed[0]), int(seed[1]), int(seed[2])), 0.6 * reach)
     middle = float(np.median(values[ball]))
     spread = max(SPREAD_HU, 2 * 1.4826 * float(np.median(np.abs(values[ball] - middle))))
     core, local = ball, np.full(values.shape, middle, np.float32)
     for _ in range(ROUNDS):
-        core = _grown(scene, soft, values, local, spread, ball)
+        core = _grown(scene, local, spread, ball)
         if not core.any():
-            return nothing
+            return missing
         local = _drift(scene, values, core)
     whole = shapes.dilate(core, NECK_MM + 2, scene.spacing) & soft & (values > local - 1.6 * spread)
     whole = shapes.closed(whole, 6.0, scene.spacing) & scene.body & (scene.hu > -50) & ~scene.bone
     return Organ(whole, middle, _presence(scene, whole, reach))
 
 
-def _grown(scene: Scene, soft: Mask, values: Field, local: Field, spread: float, ball: Mask) -> Mask:
+def _place(scene: Scene, spine_y: float) -> Mask:
+    """Where its deepest point may lie: right of the column, in front of the back, under the diaphragm."""
+    place = (scene.working.axis(1) < spine_y + 30)[:, None] & (scene.working.axis(2) < scene.midline - 10)[None, :]
+    return place[None] & scene.trunk[:, None, None] & ~_over_lung(scene)
+
+
+def _over_lung(scene: Scene) -> Mask:
+    """Places with lung beneath them: in the chest or the shoulder, not under the diaphragm."""
+    return np.logical_or.accumulate(scene.lungs, axis=0)
+
+
+def _grown(scene: Scene, local: Field, spread: float, ball: Mask) -> Mask:
     """What hangs together broadly with the ball, of values within `spread` of the `local` ones."""
+    soft, values = scene.soft
     alike = soft & (np.abs(values - local) < spread)
     alike |= _enclosed(scene, soft, alike)
     alike &= ~_above_the_dome(scene, alike)
@@ -86,18 +100,11 @@ def _drift(scene: Scene, values: Field, core: Mask) -> Field:
     return np.asarray(np.where(weight > 1e-4, mean / np.maximum(weight, 1e-4), values[core].mean()), np.float32)
 
 
-def _right_of_spine(scene: Scene) -> Field:
-    """1 where a liver may have its deepest point: right of the column, not behind it, at the height of the trunk."""
-    assert scene.spine is not None  # noqa: S101 - asked for only then
-    place = (scene.working.axis(1) < scene.spine[0] + 30)[:, None] & (scene.working.axis(2) < scene.midline - 10)[None, :]
-    return (scene.trunk[:, None, None] & place[None]).astype(np.float32)
-
-
 def _necks(scene: Scene) -> Field:
     """How deep (mm) a voxel must lie to hold two parts together: more where the great vessels run."""
-    assert scene.spine is not None  # noqa: S101 - asked for only then
     y, x = scene.working.axis(1), scene.working.axis(2)
-    vessels = (np.abs(y - scene.spine[0] + 35) < 40)[:, None] & (np.abs(x - scene.spine[1]) < 35)[None, :]
+    front = scene.spine[0] - 35 if scene.spine else 0.0
+    vessels = (np.abs(y - front) < 40)[:, None] & (np.abs(x - scene.midline) < 35)[None, :]
     return np.where(vessels, VESSEL_MM, NECK_MM).astype(np.float32)[None]
 
 
@@ -106,7 +113,8 @@ def _above_the_dome(scene: Scene, alike: Mask) -> Mask:
 
     The dome is where the right lung ends downwards on `alike`, sideways of the heart.
     """
-    lung = scene.lung_right & (scene.working.axis(2) < scene.midline - 40)[None, None, :]
+    x = scene.working.axis(2) - scene.midline
+    lung = scene.lung_right & (x < -40)[None, None, :]
     high = np.zeros_like(alike)
     if not lung.any():
         return high
@@ -134,7 +142,7 @@ def _enclosed(scene: Scene, soft: Mask, alike: Mask) -> Mask:
 
 def _presence(scene: Scene, mask: Mask, reach: float) -> float:
     """How much this is like a liver: large and deep; one slice alone is never sure."""
-    deep = min(1.0, reach / 30)
+    deep = min(1.0, reach / (1.5 * LEAST_DEPTH))
     if scene.flat:
         area_cm2 = float(mask.sum()) * scene.spacing[1] * scene.spacing[2] / 100
         return round(0.75 * min(1.0, area_cm2 / 60) * deep, 3)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from isocenter.models._tissue import shapes
-from isocenter.models._tissue.answer import Place, Ramp, field, nowhere
-from isocenter.models._tissue.grid import Field, Mask
+from isocenter.models._tissue.answer import Place, Ramp, nowhere
+from isocenter.models._tissue.grid import Field, Mask, field
 from isocenter.models._tissue.liver import Organ
 from isocenter.models._tissue.scene import SKIN_HU, Scene
 
@@ -110,7 +110,7 @@ def fat(scene: Scene) -> Place:
 
 def muscle(scene: Scene) -> Place:
     """Muscle of the trunk's wall, back and limbs."""
-    mask = scene.flesh
+    mask = scene.muscle
     return Place(field(mask), FLESH, None, _sure(_amount(scene, mask & (scene.hu > -29) & (scene.hu < 150)), 5))
 
 

@@ -245,9 +245,24 @@ class Scene:
 
     @cached_property
     def flesh(self) -> Mask:
+        """The body without skin and the fat under it."""
+        return wall.flesh(self)
+
+    @cached_property
+    def cavity(self) -> Mask:
+        """Where organs lie."""
+        return wall.cavity(self)
+
+    @cached_property
+    def muscle(self) -> Mask:
         """Muscle of the body's wall and of the limbs."""
         self._step("finding muscle")
         return wall.muscles(self)
+
+    @cached_property
+    def soft(self) -> tuple[Mask, Field]:
+        """Soft tissue, and its smoothed values."""
+        return liver.soft_tissue(self)
 
     @cached_property
     def liver(self) -> Organ:

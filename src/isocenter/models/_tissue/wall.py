@@ -26,17 +26,16 @@ RIB_GAP_MM = 12.0
 def muscles(scene: Scene) -> Mask:
     """Soft tissue of the body outside of the cavities of chest, belly and pelvis, and the psoas within."""
     soft = scene.body & (scene.hu > -40) & (scene.hu < 170) & ~shapes.erode(scene.bone, 0.9 * scene.voxel, scene.spacing)
-    flesh = _flesh(scene, soft)
-    inside = cavity(scene, flesh)
     wet = scene.lungs | shapes.dilate(scene.gas, 2 * scene.voxel, scene.spacing) | scene.liver.mask
-    return soft & flesh & (~inside | _psoas(scene)) & ~wet
+    return soft & scene.flesh & (~scene.cavity | _psoas(scene)) & ~wet
 
 
-def _flesh(scene: Scene, soft: Mask) -> Mask:
+def flesh(scene: Scene) -> Mask:
     """The body without skin and without the fat under it: fat that hangs together with the skin within a slice.
 
     Within a slice, because the belly's fat reaches that under the skin somewhere (groin, navel) in every volume.
     """
+    soft = scene.body & (scene.hu > -40) & (scene.hu < 170)
     fat = scene.body & (scene.hu > -200) & (scene.hu < -40)
     skin = scene.body & ~shapes.erode(scene.body, 8.0, scene.spacing)
     wide = shapes.opened(fat, GAP_MM, scene.spacing) & ~shapes.dilate(soft, 0.5 * scene.voxel, scene.spacing)
@@ -44,24 +43,25 @@ def _flesh(scene: Scene, soft: Mask) -> Mask:
     return shapes.closed(scene.body & ~shapes.dilate(under_skin | skin, 1.1 * scene.voxel, scene.spacing), CLOSE_MM, scene.spacing)
 
 
-def cavity(scene: Scene, flesh: Mask) -> Mask:
+def cavity(scene: Scene) -> Mask:
     """Where organs lie: inside of ribs and pelvis, inside of the belly's wall, in front of the back."""
     if scene.spine is None or scene.plane != 0:
-        return np.zeros_like(flesh)
+        return np.zeros(scene.hu.shape, bool)
     y, x = scene.working.axis(1), scene.working.axis(2)
     middle = int(np.argmin(np.abs(x - scene.midline)))
     cage = _stretched(scene, scene.bone & (np.abs(x - scene.midline) > COLUMN_MM)[None, None, :])
     # Seen from the midline, what lies behind a rib or the pelvis is wall; the same seen from the front.
-    behind = np.zeros_like(flesh)
+    behind: Mask = np.zeros(scene.hu.shape, bool)
     behind[:, :, middle:] = np.logical_or.accumulate(cage[:, :, middle:], axis=2)
     behind[:, :, :middle] = np.logical_or.accumulate(cage[:, :, :middle][:, :, ::-1], axis=2)[:, :, ::-1]
     front = int(np.argmin(np.abs(y - scene.spine[0] + 40)))
     behind[:, front:] |= np.logical_or.accumulate(cage[:, front:], axis=1)
     # Where no rib says how far the cavity reaches back (loins, column), the column does.
-    ribbed = cage[:, front:].any(axis=1)
-    back = (y > scene.spine[0] + 20)[None, :, None] & ~ribbed[:, None, :]
-    deep = shapes.depth(flesh, scene.spacing, WALL_MM + 0.1) > WALL_MM
-    return deep & scene.trunk[:, None, None] & ~behind & ~back
+    ribbed = np.any(cage[:, front:], axis=1)
+    back = (y > scene.spine[0] + 20)[None, :, None] & ~np.expand_dims(ribbed, 1)
+    deep = shapes.depth(scene.flesh, scene.spacing, WALL_MM + 0.1) > WALL_MM
+    organs: Mask = deep & scene.trunk[:, None, None] & ~behind & ~back
+    return organs
 
 
 def _stretched(scene: Scene, bone: Mask) -> Mask:
