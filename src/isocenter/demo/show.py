@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 
-#: A torso of 2 x 2 x 3 mm: fine enough for a picture, quick to make.
-SHAPE = (128, 192, 192)
+#: A torso of 2.4 x 2.4 x 3.4 mm: fine enough for a picture, quick to make.
+SHAPE = (112, 160, 160)
 #: What is clicked in the phantom: names of its truth.
 CLICKED = ("lesion_1", "kidney_left", "spleen")
 #: After how many clicks the result is shown; the last is how many there are.
@@ -49,7 +49,7 @@ class Show:
         self.truth: dict[str, Mask] = {}
         self.found: dict[str, Mask] = {}
         self.clicked: dict[str, Mask] = {}
-        self._model = ""
+        self._models: dict[str, str] = {}
         self._first_click = ""
         self._part = 0
 
@@ -99,15 +99,14 @@ class Show:
             self._paragraph(error.message)
             return
         seconds = time.perf_counter() - started
-        self._model = answers[0].model
         rows = []
         for word in answers:
             mask = word.mask != 0
-            self.found[word.prompt] = mask
+            self.found[word.prompt], self._models[word.prompt] = mask, word.model
             rows.append((word.prompt, *self._judged(word.prompt, mask), f"{word.presence:.2f}"))
         columns = ("Word", "Volume", "Truth", "Dice", "Presence") if self.truth else ("Word", "Volume", "Presence")
         self._table(columns, rows)
-        self.console.print(f"   {len(rows)} structures in {seconds:.1f} s, by the model '{self._model}'")
+        self.console.print(f"   {len(rows)} structures in {seconds:.1f} s, by the model '{answers[0].model}'")
 
     def clicks(self, wire: Wire) -> None:
         """Clicks to masks over MONAI Label's protocol, by a robot that knows what it wants."""
@@ -151,7 +150,7 @@ class Show:
             if name == "middle":
                 break  # nobody knows where its boundary is, so there is no second place to click at
         self._first_click = self._first_click or ",".join(str(v) for v in prompts["pos_points"][0])
-        self.clicked[name] = mask
+        self.clicked[name], self._models[name] = mask, answer.model
         missing = ["-"] * (len(_SHOWN) - len(shown))
         return (*shown, *missing, f"{1000 * float(np.median(times)):.0f} ms")
 
@@ -160,14 +159,17 @@ class Show:
         from isocenter.io import preview, write
 
         self.heading("What you got")
-        names = [f"click-{name}.nii.gz" for name in self.clicked]
+        names = ["scan.nii.gz", *(f"click-{name}.nii.gz" for name in self.clicked)]
         for name, mask in self.found.items():
             names.append(f"word-{name}.nii.gz")
-            (self.folder / names[-1]).write_bytes(write.encode(self._drawn({name: mask}, self._model), ".nii.gz", self.volume))
-        painted = {**self.clicked, **{n: m for n, m in self.found.items() if n not in COVERING}}
-        (self.folder / "picture.png").write_bytes(preview.png(self.volume, self._drawn(painted, "several models")))
-        files = f"In {self.folder}/: picture.png (the masks drawn on the scan), scan.nii.gz, and on its own grid {', '.join(names)}"
-        self._paragraph(files)
+            (self.folder / names[-1]).write_bytes(write.encode(self._drawn({name: mask}), ".nii.gz", self.volume))
+        self._paragraph("Masks on the scan's own grid, and pictures of them:")
+        painted = {name: mask for name, mask in self.found.items() if name not in COVERING}
+        for picture, masks in (("words.png", painted), ("clicks.png", self.clicked)):
+            if masks:
+                (self.folder / picture).write_bytes(preview.png(self.volume, self._drawn(masks)))
+                self._paragraph(str(self.folder / picture))
+        self._paragraph(f"{self.folder}/ {', '.join(names)}")
 
     def by_hand(self, wire: Wire) -> None:
         """The lines that do the same without this program."""
@@ -193,16 +195,19 @@ class Show:
         from rich.padding import Padding
         from rich.text import Text
 
-        self.console.print(Padding(Text(text), (0, 0, 0, 3)))
+        self.console.print(Padding(Text(text), (0, 0, 0, 3), expand=False))
 
-    def _drawn(self, masks: dict[str, Mask], model: str) -> Segmentation:
-        """Masks as one label map; earlier ones win where they overlap."""
+    def _drawn(self, masks: dict[str, Mask]) -> Segmentation:
+        """Masks as one label map, by the model that made the first; earlier ones win where they overlap."""
+        from isocenter.models import registry
+
+        model = self._models[next(iter(masks))]
         drawn = np.zeros(self.volume.shape, np.uint8)
         labels: list[Label] = []
         for value, (name, mask) in enumerate(masks.items(), start=1):
             drawn[mask & (drawn == 0)] = value
             labels.append(label("lesion" if name.startswith("lesion") else name, value))
-        return Segmentation(drawn, self.volume.grid, tuple(labels), Provenance(model, "1", self.volume.key))
+        return Segmentation(drawn, self.volume.grid, tuple(labels), Provenance(model, registry.spec(model).version, self.volume.key))
 
     def _judged(self, name: str, mask: Mask) -> tuple[str, ...]:
         if not self.truth:
