@@ -8,11 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from tests.io.dicom_files import data_of, read_bytes, stack, voxels, zipped
 
 from isocenter.core.errors import InputError, LimitError, UnsupportedError
 from isocenter.core.settings import Limits
 from isocenter.io.archive import Part, Walk
+from tests.io.dicom_files import data_of, read_bytes, stack, voxels, zipped
 
 ARRAY = voxels()
 FILES = {f"DICOM/ST000001/SE000001/IM{k:06d}": data_of(d) for k, d in enumerate(stack(ARRAY))}

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-from tests.io.dicom_files import bare, data_of, element, image, preamble, read_bytes, stack, voxels, zipped
 
 from isocenter.core.errors import InputError, LimitError
 from isocenter.core.settings import Limits
+from tests.io.dicom_files import bare, data_of, element, image, preamble, read_bytes, stack, voxels, zipped
 
 MIB = 1024 * 1024
 

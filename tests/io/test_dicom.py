@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from tests.io.dicom_files import LIMITS, data_of, enhanced, image, read_bytes, save, stack, voxels
 
 from isocenter.core.errors import GeometryError, InputError, UnsupportedError
 from isocenter.core.volume import Volume
 from isocenter.io import door
+from tests.io.dicom_files import LIMITS, data_of, enhanced, image, read_bytes, save, stack, voxels
 
 
 def read(folder: Path, datasets: list[pydicom.Dataset], **options: Any) -> Volume:

@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.io.dicom_files import LIMITS
 
 from isocenter.core.geometry import Grid, reorient
 from isocenter.core.volume import Volume
 from isocenter.io import door
+from tests.io.dicom_files import LIMITS
 
 REGULAR = ("totalsegmentator/example_ct_dicom", "niivue/dicom", "dcmqi/segmentations/ct-3slice")
 SERIES = ("dcm_qa_decubitus/In/HFP", "niivue/enh.dcm", "highdicom_test_files/ct_image.dcm", *REGULAR)

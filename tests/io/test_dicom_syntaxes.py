@@ -17,11 +17,11 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
-from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels
 
 from isocenter.core.errors import InputError, IsocenterError, LimitError
 from isocenter.core.settings import Limits
 from isocenter.io import door, pixels
+from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels
 
 FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
-from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels
 
 from isocenter.core.errors import InputError, UnsupportedError
 from isocenter.io import door
+from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels
 
 
 def one(pixels: Any, **changes: Any) -> np.ndarray:

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels, zipped
 
 from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError
 from isocenter.core.volume import Volume
 from isocenter.io import dicom, door
+from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels, zipped
 
 
 def nifti(array: NDArray[np.generic], *, packed: bool = True) -> bytes:

@@ -33,6 +33,10 @@ _NOT_IMAGES = (
 )
 _NATIVE = {dicom_header.IMPLICIT, dicom_header.EXPLICIT, dicom_header.BIG_ENDIAN, dicom_header.GE_PRIVATE, dicom_header.DEFLATED}
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+#: Positions (mm), spacings and steps beyond this are damage, and would overflow what is computed from them.
+_FARTHEST = 1e6
+#: The same for rescale slope and intercept: values must stay finite in 32 bits.
+_STEEPEST = 1e30
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -142,13 +146,13 @@ def _check_size(part: Part, header: Header, form: Form, frames: int, limits: Lim
 
 def _plain(part: Part, header: Header, form: Form, frames: int, localizer: bool) -> Slice:
     """From the attributes of the top level."""
-    number = _one(header, 0x00200013, 0.0)
-    time = (_one(header, 0x00200100, 0.0), _one(header, 0x00180086, 0.0), _one(header, 0x00200012, 0.0))
+    number = _loose(header, 0x00200013)
+    time = (_loose(header, 0x00200100), _loose(header, 0x00180086), _loose(header, 0x00200012))
     position = header.numbers(0x00200032)
     return Slice(
         part, header, form, 0, frames, _position(position), _orientation(header.numbers(0x00200037)), _spacing(header.numbers(0x00280030)),
         _one(header, 0x00281053, 1.0), _one(header, 0x00281052, 0.0), int(number), time,
-        abs(_one(header, 0x00180088, 0.0)) or abs(_one(header, 0x00180050, 0.0)), localizer,
+        _step(_loose(header, 0x00180088)) or _step(_loose(header, 0x00180050)), localizer,
     )  # fmt: skip
 
 
@@ -156,16 +160,33 @@ def _one(header: Header, tag: int, default: float) -> float:
     value = header.numbers(tag)
     if not value:
         return default
-    if not math.isfinite(value[0]):
-        raise InputError("a DICOM header holds a number that is not finite")
-    return value[0]
+    return _checked(value[0])
+
+
+def _loose(header: Header, tag: int) -> float:
+    """A number that only helps to order images: 0 when it is absent or none."""
+    try:
+        return _one(header, tag, 0.0)
+    except InputError:
+        return 0.0
+
+
+def _checked(value: float) -> float:
+    if not abs(value) <= _STEEPEST:
+        raise InputError("a DICOM header holds a number that is not finite or far too large")
+    return value
+
+
+def _step(value: float) -> float:
+    """Thickness or distance of slices in mm; 0, as if there were none, when it cannot be."""
+    return abs(value) if 1 / _FARTHEST <= abs(value) <= _FARTHEST else 0.0
 
 
 def _position(value: tuple[float, ...] | None) -> Triple | None:
     if value is None:
         return None
-    if len(value) != 3 or not all(map(math.isfinite, value)):
-        raise GeometryError("the position of a DICOM image is not three finite numbers")
+    if len(value) != 3 or not all(abs(v) <= _FARTHEST for v in value):
+        raise GeometryError("the position of a DICOM image is not three numbers of this world")
     return value[0], value[1], value[2]
 
 
@@ -184,8 +205,8 @@ def _orientation(value: tuple[float, ...] | None) -> tuple[float, ...] | None:
 def _spacing(value: tuple[float, ...] | None) -> tuple[float, float] | None:
     if value is None:
         return None
-    if len(value) != 2 or not all(math.isfinite(v) and v > 0 for v in value):
-        raise GeometryError("the pixel spacing of a DICOM image is not two positive numbers")
+    if len(value) != 2 or not all(1 / _FARTHEST <= v <= _FARTHEST for v in value):
+        raise GeometryError("the pixel spacing of a DICOM image is not two positive numbers of this world")
     return value[0], value[1]
 
 
@@ -219,7 +240,7 @@ def _placed(base: Slice, group: _Group, header: Header, limits: Limits) -> Slice
         changes["spacing"] = spacing
     for tag in (0x00180050, 0x00180088):
         for step in decimals(measures.get(tag)) or ():
-            changes["step"] = abs(step) if math.isfinite(step) else 0.0
+            changes["step"] = _step(step)
     if position := _position(decimals(_macro(group, 0x00209113, header, limits).get(0x00200032))):
         changes["position"] = position
     if orientation := _orientation(decimals(_macro(group, 0x00209116, header, limits).get(0x00200037))):
@@ -227,9 +248,7 @@ def _placed(base: Slice, group: _Group, header: Header, limits: Limits) -> Slice
     transformation = _macro(group, 0x00289145, header, limits)
     for name, tag in (("slope", 0x00281053), ("intercept", 0x00281052)):
         for number in decimals(transformation.get(tag)) or ():
-            if not math.isfinite(number):
-                raise InputError("a DICOM header holds a number that is not finite")
-            changes[name] = number
+            changes[name] = _checked(number)
     content = _macro(group, 0x00209111, header, limits)
     if time := list(_longs(content.get(0x00209128), header)):
         changes["time"] = (float(time[0]), 0.0, 0.0)

@@ -124,11 +124,15 @@ class _Worker:
             self.ready, answers = True, answers[1:]
         self.answers += answers
         self.deadline = time.monotonic() + limits.decode_seconds
-        if b"M" in answers:
+        if len(self.answers) >= len(self.pending) and not self.answers.strip(b"."):
+            return True
+        if len(self.answers) >= len(self.pending):
+            self.pending = []  # a refusal leaves the process whole
+        if b"M" in self.answers:
             raise _too_much_memory(limits)
-        if b"!" in answers:
+        if b"!" in self.answers:
             raise InputError("the compressed pixels of an image cannot be decoded")
-        return len(self.answers) >= len(self.pending)
+        return False
 
     def _death(self, limits: Limits) -> InputError:
         code = self.process.wait()

@@ -1,7 +1,7 @@
 """A decoder process: takes compressed frames from a socket and puts their samples into shared memory.
 
-Started by `isocenter.io.pixels` as a script, not as part of the package, so that it stays small: GDCM's codecs alone read
-the usual grey images; pydicom (which costs 90 MB) is imported for the rest when the first of them comes. A codec that
+Started by `isocenter.io.pixels` as a script, not as part of the package, so that it stays small: GDCM's codecs (and one
+for run lengths) alone read grey images; pydicom, which costs 90 MB, is imported when the first of the rest comes. A codec that
 crashes, hangs or eats memory takes only this process with it.
 
 A request is a line of JSON, then the frames' bytes; the shared memory's descriptor comes with the first. The first
@@ -18,6 +18,7 @@ import socket
 import sys
 from typing import Any
 
+RLE = "1.2.840.10008.1.2.5"
 J2K = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
@@ -78,6 +79,14 @@ def with_gdcm(data: bytes, form: dict[str, Any]) -> bytes:
     return samples
 
 
+def with_rle(data: bytes, form: dict[str, Any]) -> bytes:
+    """The samples of one grey run-length frame (PS3.5 annex G), little endian."""
+    import rle
+
+    frame = rle.decode_pixel_data(data, version=2, rows=form["rows"], columns=form["columns"], bits_allocated=form["allocated"])
+    return bytes(frame)
+
+
 def with_pydicom(data: bytes, form: dict[str, Any]) -> bytes:
     """The samples of one frame, little endian, colour as red, green and blue by pixel."""
     import warnings
@@ -107,7 +116,10 @@ def with_pydicom(data: bytes, form: dict[str, Any]) -> bytes:
 
 def decode(data: bytes, form: dict[str, Any]) -> bytes:
     """The samples of one frame; raises whatever the codecs raise."""
-    samples = (with_gdcm if fits_gdcm(data, form) else with_pydicom)(data, form)
+    if fits_gdcm(data, form):
+        samples = with_gdcm(data, form)
+    else:
+        samples = (with_rle if form["syntax"] == RLE and form["samples"] == 1 else with_pydicom)(data, form)
     if len(samples) != form["rows"] * form["columns"] * form["samples"] * form["allocated"] // 8:
         raise ValueError("another number of samples than declared")
     return samples
@@ -126,7 +138,7 @@ def attempt(data: bytes, form: dict[str, Any], shared: int, offset: int) -> byte
             offset, view = offset + done, view[done:]
     except MemoryError:
         return b"M"
-    except Exception:  # codecs raise anything; the answer is the same
+    except BaseException:  # codecs raise anything, a panic in Rust not even an Exception; the answer is the same
         return b"!"
     return b"."
 
