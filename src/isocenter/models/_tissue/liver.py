@@ -67,7 +67,8 @@ def liver(scene: Scene) -> Organ:
         local = _drift(scene, values, core)
     whole = shapes.dilate(core, NECK_MM + 2, scene.spacing) & soft & (values > local - 1.6 * spread)
     whole = shapes.closed(whole, 6.0, scene.spacing) & scene.body & (scene.hu > -50) & ~scene.bone
-    return Organ(whole, middle, _presence(scene, whole, reach))
+    presence = _presence(scene, whole, reach)
+    return Organ(whole, middle, presence) if presence > 0.1 else missing
 
 
 def _place(scene: Scene, spine_y: float) -> Mask:
@@ -141,10 +142,12 @@ def _enclosed(scene: Scene, soft: Mask, alike: Mask) -> Mask:
 
 
 def _presence(scene: Scene, mask: Mask, reach: float) -> float:
-    """How much this is like a liver: large and deep; one slice alone is never sure."""
+    """How much this is like a liver: large, deep, and lower than the right lung; one slice alone is never sure."""
     deep = min(1.0, reach / (1.5 * LEAST_DEPTH))
     if scene.flat:
         area_cm2 = float(mask.sum()) * scene.spacing[1] * scene.spacing[2] / 100
-        return round(0.75 * min(1.0, area_cm2 / 60) * deep, 3)
-    millilitres = float(mask.sum()) * scene.working.voxel_ml
-    return round(0.98 * min(1.0, millilitres / 300) * deep, 3)
+        return round(0.6 * min(1.0, area_cm2 / 60) * deep, 3)
+    height = [float(np.average(np.arange(len(m)), weights=m.sum(axis=(1, 2)))) if m.any() else None for m in (mask, scene.lung_right)]
+    if height[0] is None or (height[1] is not None and height[0] > height[1]):
+        return 0.02
+    return round(0.98 * min(1.0, float(mask.sum()) * scene.working.voxel_ml / 300) * deep, 3)

@@ -192,15 +192,23 @@ class Scene:
 
         Ribs cross a place only in some slices, the column in all of them.
         """
-        used = self.bone.any(axis=(1, 2))
+        labels, sizes = shapes.components(self.body)
+        if len(sizes) < 2:
+            return None
+        # Arms beside the trunk have a bone in every slice too; they are smaller parts, and their bones thinner.
+        bone = self.bone & (labels == 1 + int(np.argmax(sizes[1:])))
+        used = bone.any(axis=(1, 2))
         if not used.any():
             return None
-        share = shapes.smooth(self.bone[used].mean(axis=0)[None], 9.0, self.spacing)[0]
+        share = shapes.smooth(bone[used].mean(axis=0)[None], 12.0, self.spacing)[0]
         # The patient's back half, so that a sternum or the jaw does not win.
         depth = np.flatnonzero(self.body.any(axis=(0, 2)))
         share[: depth[0] + (depth[-1] - depth[0]) // 3] = 0
-        y, x = np.unravel_index(int(np.argmax(share)), share.shape)
-        if share[y, x] < 0.35:
+        # And the middle before the sides, since an arm may touch the trunk; but a scan may hold one side only.
+        width = np.flatnonzero(self.body.any(axis=(0, 1)))
+        off = np.abs(np.arange(share.shape[1]) - width.mean()) / max(1.0, np.ptp(width) / 2)
+        y, x = np.unravel_index(int(np.argmax(share * (1 - 0.5 * np.minimum(off, 1)))), share.shape)
+        if share[y, x] < 0.3:
             return None
         return float(y * self.spacing[1]), float(x * self.spacing[2])
 
