@@ -32,7 +32,7 @@ def convert(
     suffix = next((s for s in SUFFIXES if target.name.lower().endswith(s)), None)
     if suffix is None:
         raise UsageError(f"the output must end in {', '.join(SUFFIXES)}, not be called {target.name}")
-    from isocenter.core.settings import settings
+    from isocenter.cli.chosen import settings
     from isocenter.io import door, preview, write
 
     with step("Reading", quiet=as_json):

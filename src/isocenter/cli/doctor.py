@@ -26,7 +26,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     """
     from rich.markup import escape
 
-    from isocenter.core.settings import settings
+    from isocenter.cli.chosen import settings
     from isocenter.runtime import environment
 
     chosen = settings()

@@ -36,13 +36,15 @@ def info(name: Annotated[str, typer.Argument(help="The model's name, as in the l
     """Tell all that is known of one model."""
     from isocenter.models import registry
 
-    facts = _facts(registry.spec(name))
+    spec = registry.spec(name)
+    facts = _facts(spec)
     if as_json:
         emit(facts)
         return
     from rich.markup import escape
 
-    table(("", ""), [(key.replace("_", " "), escape(_plain(value))) for key, value in facts.items() if value not in ("", None, [], {})])
+    rows = [(key.replace("_", " "), escape(_plain(value))) for key, value in facts.items() if value not in ("", None, (), [], {})]
+    table(("About", spec.id), rows)
 
 
 def show(as_json: bool) -> None:

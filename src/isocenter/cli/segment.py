@@ -106,7 +106,7 @@ def segment(
     if not prompts and mask is None:
         raise UsageError('say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask; see "isocenter segment --help"')
     target, suffix = _target(out, form)
-    from isocenter.core.settings import settings
+    from isocenter.cli.chosen import settings
     from isocenter.models import registry
     from isocenter.service import Service
 

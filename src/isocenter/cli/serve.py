@@ -11,7 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from isocenter.core.errors import UsageError
+from isocenter.cli.chosen import settings
 from isocenter.core.settings import Limits, Settings
 
 #: Flags whose name is not the setting's own.
@@ -35,18 +35,9 @@ def command() -> Any:
 
 
 def _serve(**given: Any) -> None:
-    from pydantic import ValidationError
-
-    wanted = {name: value for name, value in given.items() if value is not None and value != []}
-    try:
-        chosen = Settings(**wanted)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise UsageError(f"{name}: {first['msg']}") from None
     from isocenter.http import server
 
-    server.run(chosen)
+    server.run(settings(**{name: value for name, value in given.items() if value is not None and value != []}))
 
 
 def _with_flags(function: Any) -> Any:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from isocenter.cli.chosen import settings
 from isocenter.core.errors import IsocenterError
-from isocenter.core.settings import settings
 from isocenter.demo.wire import Wire
 
 HOST = "127.0.0.1"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.cli.chosen import settings
 from isocenter.cli.console import table, working
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Label, Segmentation
-from isocenter.core.settings import settings
 from isocenter.core.terminology import label
 from isocenter.demo.robot import dice, next_click
 from isocenter.demo.wire import BIOMEDPARSE, RefusedError, Wire
