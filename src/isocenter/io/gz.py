@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, cast
 
-from isal import igzip, isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from isocenter.core.errors import InputError
 from isocenter.io.raw import Stream
@@ -27,73 +27,61 @@ BLOCK = 1 << 20
 _HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 #: The empty last block of a deflate stream.
 LAST = b"\x03\x00"
-_TRUNCATED = "the file is cut short: its compressed data end too early"
-_BROKEN = "the compressed data are damaged"
+#: Bytes inflated at once: small enough to be found in the processor's cache when they are copied to their place.
+CHUNK = 256 * 1024
 
 
 class Inflater(Stream):
-    """Bytes out of a gzip file, only as many as are asked for; files of several members read as one.
+    """Bytes out of a gzip file (or a zlib stream, which MetaImage has), no more than are asked for; members read as one.
 
-    Raises `InputError` for damaged data.
+    What follows the last member is no business of ours. Raises `InputError` for damaged data.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._stream = igzip.IGzipFile(fileobj=file, mode="rb")
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as there are bytes; returns how many came. Inflates straight into its memory."""
-        done = 0
-        try:
-            # Some at a time, so that the checksum finds them still in the processor's cache: a third faster.
-            while done < len(buffer) and (count := self._stream.readinto(buffer[done : done + BLOCK])):
-                done += count
-        except EOFError:
-            raise InputError(_TRUNCATED) from None
-        except (OSError, DeflateError):
-            raise InputError(_BROKEN) from None
-        return done
-
-    def check(self) -> None:
-        """Verify the checksum if the data end here. What follows a complete stream is no business of ours."""
-        try:
-            self._stream.read(1)
-        except EOFError:
-            raise InputError(_TRUNCATED) from None
-        except (OSError, DeflateError) as error:
-            if "CRC" in str(error) or "length" in str(error):
-                raise InputError(_BROKEN) from None
-
-
-class ZlibInflater(Stream):
-    """As `Inflater`, for a zlib stream (RFC 1950), which MetaImage has."""
-
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, zlib: bool = False) -> None:
         self._file = file
-        self._inflater = isal_zlib.decompressobj(15)
+        self._flag = igzip_lib.DECOMP_ZLIB if zlib else igzip_lib.DECOMP_GZIP
+        self._member = igzip_lib.IgzipDecompressor(self._flag)
+        #: What was read from the file and belongs to the next member.
+        self._rest = b""
+        self._over = False
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as there are bytes; returns how many came."""
         done = 0
-        while done < len(buffer) and not self._inflater.eof:
-            packed = self._inflater.unconsumed_tail or self._file.read(BLOCK // 4)
-            try:
-                data = self._inflater.decompress(packed, min(len(buffer) - done, BLOCK))
-            except DeflateError:
-                raise InputError(_BROKEN) from None
-            if not packed and not data:
-                raise InputError(_TRUNCATED)
+        while done < len(buffer) and not self._over:
+            data = self._inflate(min(len(buffer) - done, CHUNK))
             buffer[done : done + len(data)] = data
             done += len(data)
         return done
 
     def check(self) -> None:
         """Verify the checksum if the data end here."""
+        while not self._over and not self._inflate(1):
+            pass
+
+    def _inflate(self, count: int) -> bytes:
+        """The next bytes, at most `count`; none where a member ends or more input is needed first."""
+        if self._member.eof:
+            self._next()
+            return b""
+        packed = b""
+        if self._member.needs_input:
+            packed, self._rest = self._rest or self._file.read(CHUNK), b""
+            if not packed:
+                raise InputError("the file is cut short: its compressed data end too early")
         try:
-            while not self._inflater.eof and (packed := self._inflater.unconsumed_tail or self._file.read(16)):
-                if self._inflater.decompress(packed, 1):
-                    return
+            return bytes(self._member.decompress(packed, count))
         except DeflateError:
-            raise InputError(_BROKEN) from None
+            raise InputError("the compressed data are damaged") from None
+
+    def _next(self) -> None:
+        """Go on to the next member, if there is one."""
+        self._rest = self._member.unused_data
+        if len(self._rest) < len(MAGIC):
+            self._rest += self._file.read(CHUNK)
+        self._over = self._flag == igzip_lib.DECOMP_ZLIB or not self._rest.startswith(MAGIC)
+        if not self._over:
+            self._member = igzip_lib.IgzipDecompressor(self._flag)
 
 
 def deflate(data: memoryview, level: int) -> bytes:

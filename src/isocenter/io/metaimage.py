@@ -33,7 +33,7 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     voxels = math.prod(grid.shape)
     raw.check_declared(voxels, voxels * kind.itemsize * channels, available, limits)
     file.seek(offset)
-    stream: raw.Stream = gz.ZlibInflater(file) if packed else raw.Plain(file)
+    stream: raw.Stream = gz.Inflater(file, zlib=True) if packed else raw.Plain(file)
     flat, notes = raw.voxels(stream, voxels, kind, channels)
     stream.check()
     return Volume.on_grid(flat.reshape(grid.shape), grid, source=Source("metaimage", notes))
