@@ -14,7 +14,7 @@ from isocenter.io import door
 from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels
 
 
-def one(pixels: Any, **changes: Any) -> np.ndarray:
+def one(pixels: Any, **changes: Any) -> Any:
     volume = read_bytes(data_of(image(pixels, **changes)))
     return volume.array[0]
 

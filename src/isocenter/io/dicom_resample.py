@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,39 +28,60 @@ def resample(array: NDArray[np.generic], places: NDArray[np.float64], shape: tup
 
 
 def _fill(result: NDArray[np.generic], array: NDArray[np.generic], places: NDArray[np.float64], fill: np.generic, planes: range) -> None:
-    """Some planes of the result, each the weighted sum of the slices around it, which are shifted by weighting neighbours."""
+    """Some planes of the result, each a slice or the weighted sum of the two around it."""
     total = np.empty(result.shape[1:], np.float32)
-    scratch = np.empty(array.shape[1:], np.float32)
+    scratch = np.empty((array.shape[1] + 1, array.shape[2] + 1), np.float32)
+    near: dict[int, _Placed] = {}
     for k in planes:
-        terms = list(_terms(k, places))
-        result[k] = fill
-        _, rows, columns = array.shape
-        if len(terms) == 1:
-            index, _, y, x = terms[0]
-            result[k, y : y + rows, x : x + columns] = array[index]
+        terms = _terms(k, places)
+        near = {i: near[i] if i in near else _placed(array[i], places[i, 1:], fill) for i, _ in terms}
+        if len(terms) == 1 and (whole := near[terms[0][0]]).exact:
+            result[k] = fill
+            result[k, whole.rows, whole.columns] = array[terms[0][0]]
             continue
-        # Counted from the fill value on, so that what lies outside needs no care.
-        total[:] = 0
-        for index, weight, y, x in terms:
-            np.subtract(array[index], fill, out=scratch, dtype=np.float32)
-            np.multiply(scratch, np.float32(weight), out=scratch)
-            part = total[y : y + rows, x : x + columns]
-            np.add(part, scratch, out=part)
-        np.add(total, np.float32(fill), out=total)
+        # Values are counted from `fill` on, so what lies outside needs no care.
+        total[:] = float(fill)
+        for index, weight in terms:
+            placed = near[index]
+            product = scratch[: placed.values.shape[0], : placed.values.shape[1]]
+            np.multiply(placed.values, np.float32(weight), out=product)
+            part = total[placed.rows, placed.columns]
+            np.add(part, product, out=part)
         result[k] = np.rint(total, out=total) if result.dtype.kind in "iu" else total
 
 
-def _terms(k: int, places: NDArray[np.float64]) -> Iterator[tuple[int, float, int, int]]:
-    """(slice, weight, y, x): what plane k is made of, and where the slice's corner goes."""
+@dataclass(frozen=True)
+class _Placed:
+    """A slice minus the fill value, shifted by less than a voxel, and the rows and columns of the grid that it covers."""
+
+    values: NDArray[np.float32]
+    rows: slice
+    columns: slice
+    exact: bool
+
+
+def _placed(image: NDArray[np.generic], corner: NDArray[np.float64], fill: np.generic) -> _Placed:
+    """A slice whose first voxel goes to `corner` (y, x)."""
+    values = np.subtract(image, fill, dtype=np.float32)
+    whole = np.floor(corner + _NEAR).astype(int)
+    rest = np.maximum(corner - whole, 0)
+    shifted = [axis for axis in (0, 1) if rest[axis] >= _NEAR]
+    for axis in shifted:
+        longer = np.zeros(tuple(n + (a == axis) for a, n in enumerate(values.shape)), np.float32)
+        first, last = (longer[:-1], longer[1:]) if axis == 0 else (longer[:, :-1], longer[:, 1:])
+        np.multiply(values, np.float32(1 - rest[axis]), out=first)
+        np.multiply(values, np.float32(rest[axis]), out=values)
+        np.add(last, values, out=last)
+        values = longer
+    y, x = (int(n) for n in whole)
+    return _Placed(values, slice(y, y + values.shape[0]), slice(x, x + values.shape[1]), not shifted)
+
+
+def _terms(k: int, places: NDArray[np.float64]) -> list[tuple[int, float]]:
+    """(slice, weight): what plane k is made of."""
     lower = int(np.clip(np.searchsorted(places[:, 0], k + 1e-6) - 1, 0, len(places) - 2))
     upper = _share(k - places[lower, 0], places[lower + 1, 0] - k)
-    for index, weight in ((lower, 1 - upper), (lower + 1, upper)):
-        if weight == 0:
-            continue
-        y, x = places[index, 1:]
-        for row, by_row in _steps(y):
-            for column, by_column in _steps(x):
-                yield index, weight * by_row * by_column, row, column
+    return [(index, weight) for index, weight in ((lower, 1 - upper), (lower + 1, upper)) if weight]
 
 
 def _share(below: float, above: float) -> float:
@@ -68,10 +89,3 @@ def _share(below: float, above: float) -> float:
     if below < _NEAR:
         return 0.0
     return 1.0 if above < _NEAR else below / (below + above)
-
-
-def _steps(place: float) -> list[tuple[int, float]]:
-    """A place between two voxels as the voxels and their weights."""
-    whole = int(np.floor(place + _NEAR))
-    rest = place - whole
-    return [(whole, 1.0)] if rest < _NEAR else [(whole, 1 - rest), (whole + 1, rest)]

@@ -81,9 +81,9 @@ def with_gdcm(data: bytes, form: dict[str, Any]) -> bytes:
 
 def with_rle(data: bytes, form: dict[str, Any]) -> bytes:
     """The samples of one grey run-length frame (PS3.5 annex G), little endian."""
-    import rle
+    from rle.utils import decode_pixel_data
 
-    frame = rle.decode_pixel_data(data, version=2, rows=form["rows"], columns=form["columns"], bits_allocated=form["allocated"])
+    frame = decode_pixel_data(data, version=2, rows=form["rows"], columns=form["columns"], bits_allocated=form["allocated"])
     return bytes(frame)
 
 
