@@ -125,7 +125,7 @@ class _GraphCut:
         layer of the box is background, except where the box ends because the volume does. Without foreground scribbles a
         small cube at the centre of `roi` takes their place, and without `roi` too this is a `PromptError`.
 
-        The cut is exact in boxes of up to 3 million voxels; larger ones are cut on a coarser grid first and then exactly
+        The cut is exact in boxes of up to 1.5 million voxels; larger ones are cut on a coarser grid first and then exactly
         around the coarse boundary, and lose what is thinner than two voxels.
         """
         from isocenter.models._graphcut import _build, maxflow
