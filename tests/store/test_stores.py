@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from isocenter.core.errors import NotFoundError
-from isocenter.core.volume import Volume
+from isocenter.core.volume import Source, Volume
 from isocenter.store.artifacts import ArtifactStore
 from isocenter.store.volumes import VolumeStore
 
@@ -53,6 +54,19 @@ def test_equal_content_under_two_names_is_one_volume() -> None:
     store = VolumeStore(10**6)
     assert store.read("a", lambda: volume(1)).key == store.read("b", lambda: volume(1)).key
     assert store.nbytes == 2000
+
+
+def test_equal_voxels_that_came_two_ways_keep_their_own_description() -> None:
+    """A series whose slices are numbered backwards has the same voxels; mixing the two up would turn prompts round."""
+    store = VolumeStore(10**6)
+    store.read("forwards", lambda: volume(1))
+    store.read("backwards", lambda: replace(volume(1), source=Source(flipped=True), modality="CT"))
+    forwards, backwards = store.find("forwards"), store.find("backwards")
+    assert forwards is not None
+    assert backwards is not None
+    assert (forwards.source.flipped, backwards.source.flipped) == (False, True)
+    assert (forwards.modality, backwards.modality) == (None, "CT")
+    assert np.shares_memory(forwards.array, backwards.array)
 
 
 def test_derived_data_is_made_once_and_counted() -> None:

@@ -201,7 +201,9 @@ def _encode_click(clicked: Clicked, volume: Volume, params: wire.Params, output:
         return _encode(Segmentation(clicked.mask, volume.grid, (label("region"),), clicked.provenance), volume, params, output, avoid)
     # The copy in the wire's axis order stays with the session; only what changed since it was last sent is turned again.
     state = clicked.session.state
-    wire_mask: WireMask = state.setdefault("wire", WireMask(volume.shape))
+    if "wire" not in state:
+        state["wire"] = WireMask(volume.shape)
+    wire_mask: WireMask = state["wire"]
     if (stale := state.pop("stale", None)) is not None:
         wire_mask.update(clicked.mask, stale)
     return wire_mask.gz(avoid=avoid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from isocenter.core.volume import Volume
@@ -19,8 +19,10 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _Entry:
+    """Voxels, and each way in which they came: headers, slice numbers and modality may differ where voxels do not."""
+
     volume: Volume
-    aliases: set[Hashable] = field(default_factory=set)
+    known_as: dict[Hashable, Volume] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -45,15 +47,14 @@ class VolumeStore:
         with self._lock:
             return sum(e.nbytes for e in self._entries.values())
 
-    def get(self, key: str) -> Volume | None:
-        """The volume of this content hash, if it is still here."""
-        with self._lock:
-            return self._touch(key)
-
     def find(self, alias: Hashable) -> Volume | None:
         """The volume that was read from what `alias` stands for, if it is still here."""
         with self._lock:
-            return self._touch(self._aliases.get(alias))
+            key = self._aliases.get(alias)
+            if key is None:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key].known_as[alias]
 
     def read(self, alias: Hashable, make: Callable[[], Volume]) -> Volume:
         """The volume of `alias`, made by `make` if need be; equal requests at the same time make it once."""
@@ -68,20 +69,16 @@ class VolumeStore:
                 self._making.pop(alias, None)
 
     def put(self, volume: Volume, alias: Hashable | None = None) -> Volume:
-        """Keep a volume; returns the one kept, which is an equal, earlier one where there is one."""
+        """Keep a volume; the one returned shares its voxels with an equal, earlier one where there is one."""
         with self._lock:
-            entry = self._entries.get(volume.key)
-            if entry is None:
-                entry = self._entries[volume.key] = _Entry(volume)
-            elif entry.volume.modality != volume.modality or entry.volume.source != volume.source:
-                # Equal voxels that came another way (other headers or modality): the newer description is the one asked for.
-                entry.volume = volume
+            entry = self._entries.setdefault(volume.key, _Entry(volume))
+            volume = replace(volume, array=entry.volume.array)
             if alias is not None:
-                entry.aliases.add(alias)
+                entry.known_as[alias] = volume
                 self._aliases[alias] = volume.key
             self._entries.move_to_end(volume.key)
             self._evict()
-            return entry.volume
+            return volume
 
     def derive(self, volume: Volume, name: str, make: Callable[[], T]) -> T:
         """What `make` prepares from a volume, made once while the volume is kept."""
@@ -97,17 +94,11 @@ class VolumeStore:
             self._evict()
         return result
 
-    def _touch(self, key: str | None) -> Volume | None:
-        if key is None or key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key].volume
-
     def _evict(self) -> None:
         """Drop the least recently used, but never the last one: it is in use."""
         held = sum(e.nbytes for e in self._entries.values())
         while held > self._capacity and len(self._entries) > 1:
             _, entry = self._entries.popitem(last=False)
             held -= entry.nbytes
-            for alias in entry.aliases:
+            for alias in entry.known_as:
                 self._aliases.pop(alias, None)
