@@ -257,6 +257,28 @@ def test_positions_that_are_no_positions(wrong: bytes) -> None:
         read_bytes(data)
 
 
+def test_words_in_place_of_codes_are_not_shown(tmp_path: Path) -> None:
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        dataset = image(voxels()[0])
+        dataset.add_new("Modality", "LO", "Secret^Name")
+        dataset.add_new("SeriesInstanceUID", "LO", "Secret Name")
+        volume = read(tmp_path, [dataset])
+    finally:
+        pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
+    assert volume.modality is None
+    assert "ecret" not in repr(volume.source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unit"), [({}, "HU"), ({"RescaleType": "HU"}, "HU"), ({"RescaleType": "US"}, "a.u."), ({"RescaleIntercept": None}, "a.u.")]
+)
+def test_hounsfield_units_are_not_claimed_without_reason(tmp_path: Path, changes: dict[str, Any], unit: str) -> None:
+    volume = read(tmp_path, stack(voxels(), **changes))
+    assert (volume.modality, volume.unit) == ("CT", unit)
+    assert bool(volume.source.notes) == (unit == "a.u.")
+
+
 def test_no_patient_data_in_notes_and_errors(tmp_path: Path) -> None:
     volume = read(tmp_path, stack(voxels()) + stack(voxels())[:1])
     assert "secret" not in repr(volume.source).lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,13 @@ from isocenter.io.dicom_resample import resample
 from isocenter.io.dicom_stack import Stack, stack
 from isocenter.io.dicom_values import Values, native, swapped
 
+#: Compressed frames for which starting one more decoder pays.
+FRAMES_EACH = 8
+#: What identifiers and coded strings may hold (PS3.5 table 6.2-1), letters in UIDs as anonymisers make them. Anything else
+#: may be a person's words, and is treated as absent.
+_UID = re.compile(r"[0-9A-Za-z.\-]{1,64}")
+_CODE = re.compile(r"[A-Z0-9_]{1,16}")
+
 
 @dataclass
 class Scan:
@@ -27,6 +35,7 @@ class Scan:
     limits: Limits
     series: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
     others: list[str] = field(default_factory=list)
+    _compressed: int = 0
 
     def add(self, part: Part) -> None:
         """Read the header of one DICOM file."""
@@ -36,8 +45,9 @@ class Scan:
             return
         found = dicom_image.slices(part, header, self.limits)
         if found[0].compressed:
-            pixels.prepare(self.limits)
-        self.series[header.text(0x0020000E)] += found
+            self._compressed += len(found)
+            pixels.prepare(self.limits, 1 + self._compressed // FRAMES_EACH)
+        self.series[_code(header.text(0x0020000E), _UID)] += found
 
 
 def read(parts: Iterable[Part], *, limits: Limits, series_uid: str | None = None) -> Volume:
@@ -68,12 +78,16 @@ def volume(scan: Scan, series_uid: str | None = None) -> Volume:
     source = Source(
         "dicom", tuple(notes), headers=headers, series=found, series_uid=uid or None, flipped=images[0].number > images[-1].number
     )  # fmt: skip
-    return Volume.on_grid(array, grid, modality=modality, unit="HU" if modality == "CT" else "a.u.", source=source)
+    return Volume.on_grid(array, grid, modality=modality, unit="HU" if modality == "CT" and images[0].calibrated else "a.u.", source=source)
 
 
 def _describe(uid: str, images: list[Slice]) -> Series:
     first = images[0]
-    return Series(uid, first.header.text(0x00080060), len(images), first.form.rows, first.form.columns)
+    return Series(uid, _code(first.header.text(0x00080060), _CODE), len(images), first.form.rows, first.form.columns)
+
+
+def _code(text: str, allowed: re.Pattern[str]) -> str:
+    return text if allowed.fullmatch(text) else ""
 
 
 def _choose(found: tuple[Series, ...], wanted: str | None, scan: Scan) -> tuple[str, list[str]]:

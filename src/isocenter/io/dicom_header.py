@@ -7,7 +7,6 @@ length, and every length is checked against the file's size.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isal import isal_zlib
@@ -15,8 +14,8 @@ from isal import isal_zlib
 from isocenter.core.errors import InputError, LimitError
 from isocenter.core.settings import Limits
 from isocenter.io.archive import RATIO_FROM, InflateError, Part
+from isocenter.io.dicom_elements import DAMAGED, LONG, PIXEL_TAGS, UNDEFINED, Encoding, Walker, header_too_large
 
-UNDEFINED = 0xFFFFFFFF
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -25,10 +24,6 @@ BIG_ENDIAN = "1.2.840.10008.1.2.2"
 GE_PRIVATE = "1.2.840.113619.5.2"
 
 SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
-PIXELS = 0x7FE00010
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, PIXELS)
-_LONG = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"})
-_DAMAGED = "the DICOM file is damaged: "
 _FIRST = 32 * 1024
 
 #: Attributes that are kept, all of the top level (PS3.6).
@@ -44,18 +39,6 @@ WANTED = frozenset(
 
 class _MoreError(Exception):
     """The buffer ends inside an element."""
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How a dataset is written down."""
-
-    explicit: bool
-    little: bool
-
-    @property
-    def order(self) -> str:
-        return "<" if self.little else ">"
 
 
 @dataclass(frozen=True)
@@ -110,19 +93,15 @@ def read(part: Part, limits: Limits) -> Header:
     while True:
         data = part.read(0, count)
         if len(data) < count:
-            raise InputError(_DAMAGED + "it is shorter than it was")
+            raise InputError(DAMAGED + "it is shorter than it was")
         try:
             return _parse(data, part.size, limits, part)
         except _MoreError:
             if count >= part.size:
-                raise InputError(_DAMAGED + "it ends inside its header") from None
+                raise InputError(DAMAGED + "it ends inside its header") from None
             if count >= limits.max_header_bytes:
-                raise _header_too_large(limits) from None
+                raise header_too_large(limits) from None
             count = min(part.size, count * 4, limits.max_header_bytes)
-
-
-def _header_too_large(limits: Limits) -> LimitError:
-    return LimitError("a DICOM header is too large", limit="max_header_bytes", value=limits.max_header_bytes)
 
 
 def looks_like(head: bytes) -> bool:
@@ -157,7 +136,7 @@ def _meta(data: bytes, position: int, found: dict[int, bytes]) -> int:
             if group != 2:
                 return position
             position += 8
-            if kind in _LONG:
+            if kind in LONG:
                 (length,) = struct.unpack_from("<L", data, position)
                 position += 4
             if element == 0x0010:
@@ -180,13 +159,13 @@ def _encoding(data: bytes, start: int, syntax: str) -> Encoding:
 def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encoding: Encoding, limits: Limits, inflated: bytearray | None) -> Header:
     """The elements of the top level, up to the pixels."""
     values: dict[int, bytes] = {}
-    walker = _Walker(data, encoding, limits)
+    walker = Walker(data, encoding, limits)
     try:
         for tag, begin, length in walker.elements(start, size):
-            if tag in _PIXEL_TAGS:
+            if tag in PIXEL_TAGS:
                 length = -1 if length == UNDEFINED else length
                 if length > size - begin:
-                    raise InputError(_DAMAGED + "it ends inside its pixels")
+                    raise InputError(DAMAGED + "it ends inside its pixels")
                 return Header(syntax, encoding, values, walker.element, tag, begin, length, size, inflated)
             if tag in WANTED:
                 end = walker.next
@@ -196,150 +175,6 @@ def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encodi
     except struct.error:
         raise _MoreError from None
     return Header(syntax, encoding, values, size, 0, size, 0, size, inflated)
-
-
-class _Walker:
-    """Steps through the elements of one dataset; `element` is where the present one starts, `next` where the next one does."""
-
-    def __init__(self, data: bytes | bytearray, encoding: Encoding, limits: Limits) -> None:
-        self._data = data
-        self._limits = limits
-        self._explicit = encoding.explicit
-        self._long = struct.Struct(encoding.order + "L").unpack_from
-        self._head = struct.Struct(encoding.order + ("HH2sH" if encoding.explicit else "HHL")).unpack_from
-        self._tag = struct.Struct(encoding.order + "HHL").unpack_from
-        self._count = 0
-        self.element = 0
-        self.next = 0
-
-    def elements(self, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(tag, start of the value, declared length) of each element between `position` and `end`."""
-        head, explicit, count, most = self._head, self._explicit, self._count, self._limits.max_elements
-        while position < end:
-            self.element = position
-            if explicit:
-                group, element, kind, length = head(self._data, position)
-                if kind in _LONG:
-                    (length,) = self._long(self._data, position + 8)
-                    position += 12
-                else:
-                    position += 8
-            else:
-                group, element, length = head(self._data, position)
-                kind = b""
-                position += 8
-            tag = group << 16 | element
-            count += 1
-            if count > most:
-                raise LimitError("a DICOM header holds too many elements", limit="max_elements", value=most)
-            if tag in _PIXEL_TAGS:
-                yield tag, position, length
-                return
-            self._count = count
-            self.next = self._after(tag, kind, position, length, end)
-            count = self._count
-            yield tag, position, length
-            position = self.next
-
-    def _after(self, tag: int, kind: bytes, position: int, length: int, end: int) -> int:
-        """Where the element's value ends; sequences are looked into as far as they may nest too deeply."""
-        if length == UNDEFINED:
-            return self._skip(position, None, True, kind == b"UN" or not self._explicit)
-        if length > end - position:
-            raise InputError(_DAMAGED + "an element is longer than the file")
-        if position + length > self._limits.max_header_bytes:
-            raise _header_too_large(self._limits)
-        if length > 16 * self._limits.max_nesting and (kind == b"SQ" or (not kind and self._tag(self._data, position)[:2] == (0xFFFE, 0xE000))):
-            return self._skip(position, position + length, True, not self._explicit)
-        return position + length
-
-    def item_end(self, position: int) -> int:
-        """Where the elements of an item of undefined length end (its delimiter, of 8 bytes, follows)."""
-        return self._skip(position, None, False, not self._explicit) - 8
-
-    def _skip(self, position: int, end: int | None, sequence: bool, bare: bool) -> int:
-        """Walk over the content of a sequence (or item) that starts at `position`, without recursion: PS3.5 section 7.5.
-
-        The stack holds, for each open sequence and item, its end (None: a delimiter ends it), whether it is a sequence
-        and whether its elements have no VR.
-        """
-        data, deepest = self._data, self._limits.max_nesting
-        stack: list[tuple[int | None, bool, bool]] = [(end, sequence, bare)]
-        while stack:
-            stop, items, bare = stack[-1]
-            if stop is not None and position >= stop:
-                stack.pop()
-                continue
-            group, element, length = self._tag(data, position)
-            self._count += 1
-            if self._count > self._limits.max_elements:
-                raise LimitError("a DICOM header holds too many elements", limit="max_elements", value=self._limits.max_elements)
-            if group == 0xFFFE:
-                position += 8
-                if element == 0xE000 and items:
-                    if length == UNDEFINED or length > 16 * (deepest - len(stack) // 2):
-                        stack.append((None if length == UNDEFINED else position + length, False, bare))
-                    else:
-                        position += length
-                elif stop is None:
-                    stack.pop()
-                else:
-                    raise InputError(_DAMAGED + "a sequence ends where it should not")
-                continue
-            if items:
-                raise InputError(_DAMAGED + "a sequence holds something other than items")
-            kind, length, position = self._nested(position, length, bare)
-            if length == UNDEFINED or (length > 16 * (deepest - len(stack) // 2) and kind == b"SQ"):
-                if len(stack) // 2 >= deepest:
-                    raise LimitError("DICOM sequences nest too deeply", limit="max_nesting", value=deepest)
-                stack.append((None if length == UNDEFINED else position + length, True, bare or kind == b"UN"))
-            else:
-                position += length
-        return position
-
-    def _nested(self, position: int, length: int, bare: bool) -> tuple[bytes, int, int]:
-        """VR, length and start of the value of an element inside an item."""
-        if bare:
-            position += 8
-            if 16 <= length < UNDEFINED and self._tag(self._data, position)[:2] == (0xFFFE, 0xE000):
-                return b"SQ", length, position
-            return b"", length, position
-        _, _, kind, short = self._head(self._data, position)
-        if kind in _LONG:
-            return kind, int(self._long(self._data, position + 8)[0]), position + 12
-        return kind, int(short), position + 8
-
-
-# -- functional groups -------------------------------------------------------------------------------------------------
-
-
-def items(data: bytes, encoding: Encoding, limits: Limits) -> list[bytes]:
-    """The items of a sequence's value (as kept in `Header.values`)."""
-    tag = struct.Struct(encoding.order + "HHL").unpack_from
-    found: list[bytes] = []
-    walker = _Walker(data, encoding, limits)
-    position = 0
-    try:
-        while position + 8 <= len(data):
-            group, element, length = tag(data, position)
-            if (group, element) != (0xFFFE, 0xE000):
-                break
-            position += 8
-            end = walker.item_end(position) if length == UNDEFINED else position + length
-            found.append(data[position : min(end, len(data))])
-            position = end + (8 if length == UNDEFINED else 0)
-    except (struct.error, _MoreError):
-        raise InputError(_DAMAGED + "a sequence is cut short") from None
-    return found
-
-
-def inside(item: bytes, encoding: Encoding, limits: Limits) -> dict[int, bytes]:
-    """Raw values by tag of the elements of one item."""
-    walker = _Walker(item, encoding, limits)
-    try:
-        return {tag: item[begin : walker.next] for tag, begin, _ in walker.elements(0, len(item))}
-    except struct.error:
-        raise InputError(_DAMAGED + "a sequence is cut short") from None
 
 
 # -- deflated files ----------------------------------------------------------------------------------------------------
@@ -358,9 +193,9 @@ def _deflated(part: Part, head: bytes, start: int, limits: Limits) -> Header:
             header = _dataset(data, len(head), size, EXPLICIT, Encoding(True, True), limits, None)
         except _MoreError:
             if inflate.done:
-                raise InputError(_DAMAGED + "it ends inside its header") from None
+                raise InputError(DAMAGED + "it ends inside its header") from None
             if count >= limits.max_header_bytes:
-                raise _header_too_large(limits) from None
+                raise header_too_large(limits) from None
             count = min(count * 4, limits.max_header_bytes)
             continue
         whole = header.pixel_offset + max(header.pixel_length, 0)
@@ -372,14 +207,14 @@ def _inflated(header: Header, inflate: _Inflate, whole: int, limits: Limits) -> 
     bits = header.number(0x00280100, 8) * max(header.number(0x00280002, 1), 1)
     declared = header.number(0x00280010) * header.number(0x00280011) * frames * bits // 8
     if whole - header.pixel_offset > declared + 1:
-        raise InputError(_DAMAGED + "it holds more pixels than it declares")
+        raise InputError(DAMAGED + "it holds more pixels than it declares")
     if declared > RATIO_FROM and declared > limits.max_archive_ratio * inflate.part.size:
         raise LimitError("a deflated DICOM file inflates to far more than its size", limit="max_archive_ratio", value=limits.max_archive_ratio)
     if whole > limits.max_inflate_bytes:
         raise LimitError("a deflated DICOM file inflates to too many bytes", limit="max_inflate_bytes", value=limits.max_inflate_bytes)
     data = inflate.upto(whole)
     if len(data) < whole:
-        raise InputError(_DAMAGED + "it ends inside its pixels")
+        raise InputError(DAMAGED + "it ends inside its pixels")
     return Header(EXPLICIT, header.encoding, header.values, header.end, header.pixel_tag, header.pixel_offset, header.pixel_length, len(data), data)
 
 
@@ -405,5 +240,5 @@ class _Inflate:
                 self._tail = self._inflater.unconsumed_tail
                 self.done = self._inflater.eof or not piece
         except InflateError:
-            raise InputError(_DAMAGED + "it cannot be inflated") from None
+            raise InputError(DAMAGED + "it cannot be inflated") from None
         return self._data

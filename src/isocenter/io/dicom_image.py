@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from isocenter.core.errors import GeometryError, InputError, LimitError, UnsupportedError
 from isocenter.core.geometry import Triple
 from isocenter.core.settings import Limits
-from isocenter.io import dicom_header
+from isocenter.io import dicom_elements, dicom_header
 from isocenter.io.archive import RATIO_FROM, Part
 from isocenter.io.dicom_header import FRAME_GROUPS, SHARED_GROUPS, Header, decimals
 from isocenter.io.pixels import Form
@@ -37,6 +37,8 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _FARTHEST = 1e6
 #: The same for rescale slope and intercept: values must stay finite in 32 bits.
 _STEEPEST = 1e30
+#: Rescale types that a CT in Hounsfield units has; many leave it out.
+_HOUNSFIELD = ("HU", "")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -44,7 +46,8 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 class Slice:
     """One frame. position and orientation as in PS3.3 C.7.6.2 (LPS, mm; row direction first), spacing (between rows,
     between columns) in mm; None where the object has none. number: instance number, or the frame's place. time: sorts
-    images of one place. step: mm to the next frame as the header has it, 0 when it does not say.
+    images of one place. calibrated: whether a rescale type, which for CT means Hounsfield units, applies (PS3.3 C.8.2.1.1.5).
+    step: mm to the next frame as the header has it, 0 when it does not say.
     """
 
     part: Part
@@ -61,6 +64,7 @@ class Slice:
     time: tuple[float, ...]
     step: float
     localizer: bool
+    calibrated: bool
 
     @property
     def compressed(self) -> bool:
@@ -111,7 +115,7 @@ def _form(header: Header) -> Form:
     rows, columns = header.number(0x00280010), header.number(0x00280011)
     if rows < 1 or columns < 1:
         raise InputError("a DICOM image declares no rows or no columns")
-    real = header.pixel_tag != dicom_header.PIXELS
+    real = header.pixel_tag != dicom_elements.PIXELS
     if allocated not in ((32, 64) if real else (8, 16, 32)):
         raise UnsupportedError(f"DICOM images of {allocated} bits a sample are not read")
     if not 0 < stored <= allocated:
@@ -153,6 +157,7 @@ def _plain(part: Part, header: Header, form: Form, frames: int, localizer: bool)
         part, header, form, 0, frames, _position(position), _orientation(header.numbers(0x00200037)), _spacing(header.numbers(0x00280030)),
         _one(header, 0x00281053, 1.0), _one(header, 0x00281052, 0.0), int(number), time,
         _step(_loose(header, 0x00180088)) or _step(_loose(header, 0x00180050)), localizer,
+        0x00281052 in header.values and header.text(0x00281054) in _HOUNSFIELD,
     )  # fmt: skip
 
 
@@ -220,7 +225,7 @@ def _groups(header: Header, tag: int, limits: Limits) -> list[_Group]:
     data = header.values.get(tag)
     if data is None:
         return []
-    return [dicom_header.inside(item, header.encoding, limits) for item in dicom_header.items(data, header.encoding, limits)]
+    return [dicom_elements.inside(item, header.encoding, limits) for item in dicom_elements.items(data, header.encoding, limits)]
 
 
 def _macro(group: _Group, tag: int, header: Header, limits: Limits) -> dict[int, bytes]:
@@ -228,8 +233,8 @@ def _macro(group: _Group, tag: int, header: Header, limits: Limits) -> dict[int,
     data = group.get(tag)
     if data is None:
         return {}
-    found = dicom_header.items(data, header.encoding, limits)
-    return dicom_header.inside(found[0], header.encoding, limits) if found else {}
+    found = dicom_elements.items(data, header.encoding, limits)
+    return dicom_elements.inside(found[0], header.encoding, limits) if found else {}
 
 
 def _placed(base: Slice, group: _Group, header: Header, limits: Limits) -> Slice:
@@ -246,6 +251,8 @@ def _placed(base: Slice, group: _Group, header: Header, limits: Limits) -> Slice
     if orientation := _orientation(decimals(_macro(group, 0x00209116, header, limits).get(0x00200037))):
         changes["orientation"] = orientation
     transformation = _macro(group, 0x00289145, header, limits)
+    if 0x00281052 in transformation:
+        changes["calibrated"] = transformation.get(0x00281054, b"").decode("latin-1").strip(" \0") in _HOUNSFIELD
     for name, tag in (("slope", 0x00281053), ("intercept", 0x00281052)):
         for number in decimals(transformation.get(tag)) or ():
             changes[name] = _checked(number)

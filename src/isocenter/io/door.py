@@ -166,6 +166,11 @@ def _finish(volume: Volume, modality: str | None) -> Volume:
     if modality is not None:
         modality = modality.strip().upper()
         return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
+    if volume.modality == "CT" and volume.unit != "HU":
+        # The header does not say that these are Hounsfield units; most often it merely forgot to.
+        if looks_like_ct(volume.array):
+            return volume.with_modality("CT", "HU", "The header names no unit; the values are those of Hounsfield units.")
+        return volume.with_modality("CT", volume.unit, "The header does not say that the values are Hounsfield units, and they do not look so.")
     if volume.modality is None and volume.source.format in ("nifti", "nrrd", "metaimage") and looks_like_ct(volume.array):
         return volume.with_modality("CT", "HU", "The file names no modality; its values are those of a CT in Hounsfield units, so it was read as CT.")
     return volume
