@@ -68,7 +68,7 @@ def _build(result: Segmentation, volume: Volume, kind: str) -> bytes:
     elif "ImagePositionPatient" in sources[0]:
         geometry["pixel_measures"] = hd.PixelMeasuresSequence(
             pixel_spacing=(volume.spacing[1], volume.spacing[0]),
-            slice_thickness=float(sources[0].get("SliceThickness") or volume.spacing[2]),
+            slice_thickness=float(sources[0].SliceThickness),
             spacing_between_slices=volume.spacing[2] if len(sources) > 1 else None,
         )
         if not planes.any():
@@ -127,6 +127,11 @@ def _sources(volume: Volume) -> list[Any]:
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
             if not dataset.get(name):
                 setattr(dataset, name, generate_uid(entropy_srcs=[volume.key, name]))
+        if "ImagePositionPatient" in dataset:
+            for name, value in (("PixelSpacing", [volume.spacing[1], volume.spacing[0]]), ("SliceThickness", volume.spacing[2])):
+                if not dataset.get(name):
+                    setattr(dataset, name, value)
+    first.Modality = first.get("Modality") or volume.modality or "OT"
     _check(datasets, volume)
     if "PerFrameFunctionalGroupsSequence" in first:
         _share(first)
