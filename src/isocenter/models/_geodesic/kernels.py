@@ -323,3 +323,18 @@ def enlarge(logit: NDArray[np.float32], live: NDArray[np.uint8], stride: NDArray
                 b = (logit[z1, y0, x0] * (1 - fx) + logit[z1, y0, x1] * fx) * (1 - fy) + (logit[z1, y1, x0] * (1 - fx) + logit[z1, y1, x1] * fx) * fy
                 value = np.ceil((a * (1 - fz) + b * fz) * (127.0 / 6.0)) + 127.0
                 belief[z, y, x] = np.uint8(min(max(value, 0.0), 255.0))
+
+
+@kernel("void(f4[:,::1], i8, i8, f4[:,::1])")
+def add_blocks(plane: NDArray[np.float32], sy: int, sx: int, out: NDArray[np.float32]) -> None:
+    """Add every voxel of a plane (y, x) to the block of `out` that it belongs to; NaN counts as nothing."""
+    ny, nx = plane.shape
+    for y in range(ny):
+        row = out[y // sy]
+        for block in range(row.shape[0]):
+            total = np.float32(0)
+            for x in range(block * sx, min(block * sx + sx, nx)):
+                value = plane[y, x]
+                if value == value:
+                    total += value
+            row[block] += total

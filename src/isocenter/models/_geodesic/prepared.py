@@ -33,30 +33,38 @@ class Prepared:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.levels = _levels(volume)
-        self._coarse: dict[int, NDArray[np.float32]] = {}
+        self._coarse: dict[int, tuple[NDArray[np.float32], float]] = {}
         self._lock = threading.Lock()
         self.low, self.high, self.noise = _scale(volume.array)
 
     @property
     def nbytes(self) -> int:
         """Memory held beside the volume."""
-        return sum(a.nbytes for a in self._coarse.values())
+        return sum(values.nbytes for values, _ in self._coarse.values())
 
     def block(self, level: int, lo: Index, hi: Index) -> NDArray[np.float32]:
-        """Intensities of [lo, hi) in voxels of `level`, in units of the noise, clipped to the robust range."""
+        """Intensities of [lo, hi) in voxels of `level`, in units of that level's noise, clipped to the robust range."""
         box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
         if level == 0:
-            return self._scaled(self.volume.array[box].astype(np.float32))
+            return self._scaled(self.volume.array[box].astype(np.float32), self.noise)
         with self._lock:
-            if level not in self._coarse:
-                self._coarse[level] = self._scaled(_block_mean(self.volume.array, self.levels[level]))
-        return np.ascontiguousarray(self._coarse[level][box])
+            values, noise = self._copy(level)
+        return self._scaled(values[box].copy(), noise)
 
-    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _copy(self, level: int) -> tuple[NDArray[np.float32], float]:
+        """A level's means and their own noise: the copy looks like a scan that was taken at that resolution."""
+        if level not in self._coarse:
+            finer = self.volume.array if level == 1 else self._copy(level - 1)[0]
+            above, at = self.levels[level - 1], self.levels[level]
+            values = _block_mean(finer, at.shape, [b // a for a, b in zip(above.stride, at.stride, strict=True)])
+            self._coarse[level] = values, _scale(values)[2]
+        return self._coarse[level]
+
+    def _scaled(self, values: NDArray[np.float32], noise: float) -> NDArray[np.float32]:
         values = np.nan_to_num(values, copy=False, nan=self.low, posinf=self.high, neginf=self.low)
         np.clip(values, self.low, self.high, out=values)
         values -= np.float32(self.low)
-        values /= np.float32(self.noise)
+        values /= np.float32(noise)
         return values
 
 
@@ -74,22 +82,16 @@ def _levels(volume: Volume) -> list[Level]:
     return levels
 
 
-def _block_mean(array: NDArray[np.generic], level: Level) -> NDArray[np.float32]:
-    """Mean over blocks of `level.stride`; incomplete blocks at the far faces repeat the last full sample."""
-    out = np.zeros(level.shape, np.float32)
-    sz, sy, sx = level.stride
-    nz, ny, nx = level.shape
-    for dz in range(sz):
-        z = np.minimum(np.arange(nz) * sz + dz, array.shape[0] - 1)
-        for k, source in enumerate(z):
-            plane = array[source]
-            for dy in range(sy):
-                y = np.minimum(np.arange(ny) * sy + dy, array.shape[1] - 1)
-                rows = plane[y]
-                for dx in range(sx):
-                    x = np.minimum(np.arange(nx) * sx + dx, array.shape[2] - 1)
-                    out[k] += rows[:, x]
-    out /= sz * sy * sx
+def _block_mean(array: NDArray[np.generic], shape: Index, stride: list[int]) -> NDArray[np.float32]:
+    """Mean over blocks of `stride`; blocks that stick out of the far faces take what there is of them."""
+    from isocenter.models._geodesic import kernels
+
+    out = np.zeros(shape, np.float32)
+    for z, plane in enumerate(array):
+        kernels.add_blocks(plane.astype(np.float32), stride[1], stride[2], out[z // stride[0]])
+    counts = (np.bincount(np.arange(n) // s, minlength=m).astype(np.float32) for n, s, m in zip(array.shape, stride, shape, strict=True))
+    z_count, y_count, x_count = counts
+    out /= z_count[:, None, None] * y_count[:, None] * x_count
     return out
 
 

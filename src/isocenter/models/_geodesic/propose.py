@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from isocenter.core.prompts import Box
 from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Prepared
-from isocenter.models._geodesic.regions import Click
-from isocenter.models._geodesic.voxels import Study, Table, decide, study, tables
+from isocenter.models._geodesic.regions import Click, Family, families, score
+from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, decide, study, tables
 from isocenter.models._geodesic.window import BOUND, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
 
 FIRST, LATER = 220_000, 150_000
@@ -49,17 +49,29 @@ def examine(
     first = not any(a.positive for a in anchors) and not belief[z.min() : z.max() + 1].any() and not belief.any()
     if len(wrong) == 0 or (first and not positive):
         return None
-    room = 0.0 if first else _room(prepared, belief, wrong, positive)
-    result = None
-    for level in range(len(prepared.levels)):
-        if not first and not _fits(prepared, level, wrong, room) and level + 1 < len(prepared.levels):
+    if first:
+        seen = views(prepared, belief, anchors, wrong)
+        best = [score(found, *table["first"].region).max() for _, found in seen]
+        click, found = seen[int(np.argmax(best))]
+        return study(click, anchors, table["first"], found)
+    room = _room(prepared, belief, wrong, positive)
+    level = next((n for n in range(len(prepared.levels)) if _fits(prepared, n, wrong, room)), len(prepared.levels) - 1)
+    window = _around(prepared, belief, level, wrong, LATER, room)
+    click = _click(window, anchors, window.local(wrong), positive, False)
+    return study(click, anchors, table[click.kind])
+
+
+def views(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp]) -> list[tuple[Click, list[Family]]]:
+    """The nested regions around a first prompt at every resolution that has room for more than the prompt itself."""
+    extent = voxels.max(axis=0) - voxels.min(axis=0) + 1
+    out = []
+    for level, at in enumerate(prepared.levels):
+        if np.prod(extent / at.stride) > FIRST / 4 and level + 1 < len(prepared.levels):
             continue
-        window = _around(prepared, belief, level, wrong, FIRST if first else LATER, room)
-        click = _click(window, anchors, window.local(wrong), positive, first)
-        result = study(click, anchors, table[click.kind])
-        if not first or not window.faces(result.share > 0.3):
-            break
-    return result
+        window = _around(prepared, belief, level, voxels, FIRST, 0.0)
+        click = _click(window, anchors, window.local(voxels), True, True)
+        out.append((click, families(click)))
+    return out
 
 
 def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], table: Table) -> Edit:
@@ -164,7 +176,7 @@ def _extent(prepared: Prepared, level: int, room: float) -> NDArray[np.float64]:
     """Half the size (working voxels) of the window that a correction with this much room needs."""
     spacing = np.array(prepared.levels[level].spacing)
     fine = float(spacing[np.array(prepared.volume.shape) > 1].min())
-    return np.asarray(max(4.0 * room, 8.0 * fine) / spacing + MARGIN, np.float64)
+    return np.asarray(max(REACH * room, LEAST * fine) / spacing + MARGIN, np.float64)
 
 
 def _fits(prepared: Prepared, level: int, voxels: NDArray[np.intp], room: float) -> bool:

@@ -96,9 +96,15 @@ def families(click: Click) -> list[Family]:
     return out
 
 
+def score(found: list[Family], mean: F32, scale: F32, weights: F32) -> NDArray[np.float64]:
+    """How plausible each region is, comparable between families and resolutions."""
+    scores: NDArray[np.float64] = (np.vstack([f.traits for f in found]) - mean) / scale @ weights
+    return scores
+
+
 def vote(found: list[Family], mean: F32, scale: F32, weights: F32) -> F32:
     """Share (0..1) of the regions, weighted by their scores, that hold each voxel."""
-    scores = (np.vstack([f.traits for f in found]) - mean) / scale @ weights
+    scores = score(found, mean, scale, weights)
     share = np.exp(scores - scores.max())
     share /= share.sum()
     total = np.zeros(found[0].level.shape, np.float32)
@@ -203,7 +209,10 @@ def _traits(click: Click, sums: NDArray[np.float64], ends: NDArray[np.intp], col
         (k == len(k) - 1) * 1.0,
         np.log(shell / (deviation + 0.3) + 0.1),
     ]
-    if not click.first:
+    if click.first:
+        coarse = np.full(len(count), np.log(window.unit / window.finest))
+        columns += [coarse, coarse * size_log]
+    else:
         touching = sums[:, 15] * (1.0 if flat else cell) / area
         seam = np.log(sums[:, 16] / np.maximum(sums[:, 15], 1e-3) + 0.1)
         relative = np.log(radius / click.room)

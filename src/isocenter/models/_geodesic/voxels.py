@@ -3,7 +3,7 @@
 A voxel is described by the vote of the regions (`regions.py`), its belief before, geodesic distances from the positive
 and from the negative prompts, its appearance against that of mask and surroundings, and its place relative to prompt and
 mask; a small two-layer perceptron turns these numbers into a new belief. Its coefficients (`coefficients.npz`) were
-fitted by `benchmarks/clicks_fit.py`; all inputs are ratios, logarithms or multiples of the noise, never Hounsfield units.
+fitted by `benchmarks/_clicks_fit.py`; all inputs are ratios, logarithms or multiples of the noise, never Hounsfield units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from isocenter.models._geodesic.window import F32, Anchor, Window, to_logit
 
 REACH = 4.0
 """A click changes nothing farther away than this many times its distance from the mask's outline."""
+LEAST = 12.0
+"""... but this many steps it always may."""
 CAP = 60.0
+"""Distances are cut off here."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def unpack(data: dict[str, NDArray[np.float32]]) -> dict[str, Table]:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All that is known about a click. live: voxels that may change; features: (live voxels, 31); share: the vote."""
+    """All that is known about a click. live: voxels that may change; features: (live voxels, 33); share: the vote."""
 
     click: Click
     found: list[Family]
@@ -64,10 +67,10 @@ class Study:
     room: float
 
 
-def study(click: Click, anchors: list[Anchor], table: Table) -> Study:
-    """Everything that the decision on a click is made from."""
+def study(click: Click, anchors: list[Anchor], table: Table, found: list[Family] | None = None) -> Study:
+    """Everything that the decision on a click is made from; `found`: its families, where they are known already."""
     window = click.window
-    found = families(click)
+    found = families(click) if found is None else found
     share = vote(found, *table.region)
     guess = window.mask | (share > 0.5) if click.positive else window.mask & ~(share > 0.5)
     z, y, x = click.seeds.T
@@ -82,7 +85,7 @@ def study(click: Click, anchors: list[Anchor], table: Table) -> Study:
     away = window.near(click.seeds, 1e4)
     live = (share > 0.004) | (window.blur(guess.astype(np.float32), 4) > 0.004) if click.first else (np.abs(outline) < 12) | (share > 0.004)
     if not click.first:
-        live &= away < max(REACH * max(room, 1.0), 8.0)
+        live &= away < max(REACH * max(room, 1.0), LEAST)
     live[z, y, x] = True
     features = _features(click, anchors, found, share, guess, live, outline, away, room, radius)
     return Study(click, found, share, live, features, room)
@@ -121,7 +124,7 @@ def _features(
     room: float,
     radius: float,
 ) -> F32:
-    """(live voxels, 31) numbers without units."""
+    """(live voxels, 33) numbers without units."""
     window = click.window
     pro = [window.local(a.voxels) for a in anchors if a.positive] + ([click.seeds] if click.positive else [])
     con = [window.local(a.voxels) for a in anchors if not a.positive] + ([] if click.positive else [click.seeds])
@@ -130,6 +133,7 @@ def _features(
     near_con, far_con = _reach(window, con, soft_ratio)
     body = guess.astype(np.float32)
     body1 = window.blur(body, 2)
+    contrast, side, edge = _local(window, body, body1)
     shell = np.log(max(float((away <= room).sum()), 7.0))
     columns = [
         to_logit(window.belief) / 3,
@@ -155,6 +159,9 @@ def _features(
         window.blur(body1, 6),
         window.blur(share, 2),
         np.minimum(np.abs(window.fine - window.soft), 4),
+        contrast,
+        side,
+        edge,
         np.minimum(np.abs(window.soft - np.median(window.soft[window.near(click.seeds, 4.0) <= 1.5])), 15) / 3,
         *(_rank(family, shell) for family in found),
     ]
@@ -164,6 +171,24 @@ def _features(
         picked[:, number] = column[live]
     picked[:, len(columns) :] = same
     return picked
+
+
+def _local(window: Window, body: F32, body1: F32) -> tuple[F32, F32, F32]:
+    """What is bright and dark right here, inside and outside of the guess (as in local Chan-Vese models, Lankton 2008).
+
+    Returns the size of that contrast, on which side of its middle a voxel lies, and on which side of the edge (the sign
+    of the Laplacian, as in Marr and Hildreth 1980).
+    """
+    weight = window.blur(body1, 8)
+    inside = window.blur(body * window.fine, 10)
+    everything = window.blur(window.soft, 8)
+    mean_in = inside / np.maximum(weight, np.float32(1e-3))
+    mean_out = (everything - inside) / np.maximum(1 - weight, np.float32(1e-3))
+    contrast: F32 = np.where((weight > 0.02) & (weight < 0.98), mean_in - mean_out, np.float32(0)).astype(np.float32)
+    size = (np.minimum(np.abs(contrast), 12) / 3).astype(np.float32)
+    side = np.clip((window.fine - 0.5 * (mean_in + mean_out)) * contrast / (np.square(contrast) + 1), -2, 2)
+    edge = np.clip((window.fine - window.soft) * contrast / (np.abs(contrast) + 0.5), -3, 3)
+    return size, side.astype(np.float32), edge.astype(np.float32)
 
 
 def _rank(family: Family, shell: float) -> F32:

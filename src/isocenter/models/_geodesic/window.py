@@ -73,6 +73,12 @@ class Window:
         return min(s for s, n in zip(spacing, self.prepared.volume.shape, strict=True) if n > 1 or not self.flat)
 
     @property
+    def finest(self) -> float:
+        """Millimetres of one step at full resolution."""
+        spacing = self.prepared.volume.spacing_zyx
+        return min(s for s, n in zip(spacing, self.prepared.volume.shape, strict=True) if n > 1 or not self.flat)
+
+    @property
     def voxel(self) -> float:
         """Size of a working voxel in cubic (square, for a picture) steps."""
         return float(self.steps[1] * self.steps[2]) if self.flat else float(np.prod(self.steps))

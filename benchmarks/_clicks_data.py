@@ -1,4 +1,4 @@
-"""Real scans with their masks, and the robot user, for `clicks.py` and `clicks_fit.py`.
+"""Real scans with their masks, and the robot user, for `clicks.py` and `_clicks_fit.py`.
 
 Data is looked for in ISOCENTER_TEST_DATA, by default ../shared/data beside the project.
 """
@@ -14,7 +14,7 @@ import cc3d
 import edt
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -56,10 +56,12 @@ def _pair(image: str, labels: str, rows: slice = slice(None)) -> list[Case]:
 def dicom_ct(factor: int) -> list[Case]:
     """The DICOM CT, cropped to its labels, rows and columns reduced by `factor`."""
     folder = DATA / "totalsegmentator"
-    reader = sitk.ImageSeriesReader()
-    image = sitk.ReadImage(reader.GetGDCMSeriesFileNames(str(folder / "example_ct_dicom")))
-    labels = sitk.Resample(sitk.ReadImage(str(folder / "example_seg_dicom.nii.gz")), image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    array, segmentation = sitk.GetArrayFromImage(image).astype(np.float32), sitk.GetArrayFromImage(labels)
+    reader = SimpleITK.ImageSeriesReader()
+    image = SimpleITK.ReadImage(reader.GetGDCMSeriesFileNames(str(folder / "example_ct_dicom")))
+    labels = SimpleITK.Resample(
+        SimpleITK.ReadImage(str(folder / "example_seg_dicom.nii.gz")), image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0
+    )
+    array, segmentation = SimpleITK.GetArrayFromImage(image).astype(np.float32), SimpleITK.GetArrayFromImage(labels)
     rows, columns = (np.flatnonzero((segmentation > 0).any(axis=axes)) for axes in ((0, 2), (0, 1)))
     y = slice(max(rows[0] - 20, 0), rows[-1] + 20)
     x = slice(max(columns[0] - 20, 0), columns[-1] + 20)
@@ -91,27 +93,28 @@ def sam_med2d() -> list[Case]:
 
 
 def _pyradiomics(name: str) -> list[Case]:
-    image = sitk.ReadImage(str(DATA / f"pyradiomics/{name}_image.nrrd"))
-    label = sitk.GetArrayFromImage(sitk.ReadImage(str(DATA / f"pyradiomics/{name}_label.nrrd")))
-    return [Case(_volume(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]), {"tumour": label > 0})]
+    image = SimpleITK.ReadImage(str(DATA / f"pyradiomics/{name}_image.nrrd"))
+    label = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(DATA / f"pyradiomics/{name}_label.nrrd")))
+    return [Case(_volume(SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1]), {"tumour": label > 0})]
 
 
-def brain_t1() -> list[Case]:
-    """A T1 brain at 2 mm with a network's 17 structures."""
+def brain_t1(factor: int) -> list[Case]:
+    """A T1 brain reduced from 1 mm by `factor`, with a network's 17 structures."""
     image, _ = _nifti("brainchop_mit/t1_crop.nii.gz")
     labels, _ = _nifti("brainchop_mit/reference_outputs/model18cls_t1_crop_argmax.nii.gz")
-    image = image.astype(np.float32).reshape(128, 2, 128, 2, 128, 2).mean(axis=(1, 3, 5))
-    labels = labels[::2, ::2, ::2]
-    inside = np.argwhere(labels > 0)
+    n = 256 // factor
+    image = image.astype(np.float32).reshape(n, factor, n, factor, n, factor).mean(axis=(1, 3, 5))
+    labels = labels[::factor, ::factor, ::factor]
+    inside = np.argwhere(labels != 0)
     box = tuple(slice(max(a - 4, 0), b + 4) for a, b in zip(inside.min(axis=0), inside.max(axis=0), strict=True))
-    return [Case(_volume(image[box], (2, 2, 2)), _labels(labels[box]))]
+    return [Case(_volume(image[box], (factor, factor, factor)), _labels(labels[box]))]
 
 
 def lung_ct() -> list[Case]:
     """The lungs of a CT, one by one."""
-    image = sitk.ReadImage(str(DATA / "elastix_lung/3DCT_lung_baseline.mha"))
-    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(DATA / "elastix_lung/3DCT_lung_baseline_mask.mha")))
-    return [Case(_volume(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]), _labels(cc3d.connected_components(mask)))]
+    image = SimpleITK.ReadImage(str(DATA / "elastix_lung/3DCT_lung_baseline.mha"))
+    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(DATA / "elastix_lung/3DCT_lung_baseline_mask.mha")))
+    return [Case(_volume(SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1]), _labels(cc3d.connected_components(mask)))]
 
 
 SETS: dict[str, Callable[[], list[Case]]] = {
@@ -122,7 +125,7 @@ SETS: dict[str, Callable[[], list[Case]]] = {
     "sam_med2d": sam_med2d,
     "brain1": lambda: _pyradiomics("brain1"),
     "breast1": lambda: _pyradiomics("breast1"),
-    "brain_t1": brain_t1,
+    "brain_t1": lambda: brain_t1(2),
     "lung_ct": lung_ct,
 }
 

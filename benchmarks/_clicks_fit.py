@@ -1,6 +1,6 @@
 """Fit the coefficients of the `geodesic` engine (`models/_geodesic/coefficients.npz`) with the robot user.
 
-    python benchmarks/clicks_fit.py --rounds 5 --out coefficients.npz
+    python -m benchmarks._clicks_fit --rounds 5 --out coefficients.npz
 
 Every round plays ten clicks on every structure with the coefficients so far, notes what was seen and what would have
 been right, and fits anew on all notes (as DAgger, Ross et al. 2011): a linear score of the nested regions that maximises
@@ -11,22 +11,24 @@ example_ct, which is the same patient) is not used.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clicks_data import SETS, Case, Mask, dice, dicom_ct, each_target, next_click
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
 
+from benchmarks._clicks_data import SETS, Case, Mask, brain_t1, dice, dicom_ct, next_click
 from isocenter.core.volume import Volume
 from isocenter.models._geodesic import propose, voxels
 from isocenter.models._geodesic.prepared import Prepared
+from isocenter.models._geodesic.regions import Click, Family
 from isocenter.models._geodesic.window import HALF, Anchor
 
 F = NDArray[np.float32]
@@ -83,8 +85,13 @@ TRAINING: dict[str, Callable[[], list[Case]]] = {
     **{name: SETS[name] for name in ("example_mr_sm", "sam_med2d", "brain1", "breast1", "brain_t1", "lung_ct")},
     "dicom_ct_2": lambda: dicom_ct(2),
     "dicom_ct_3": lambda: dicom_ct(3),
-    **{f"phantom_{seed}": (lambda seed=seed: phantom(seed)) for seed in range(1, 11)},  # type: ignore[misc]
+    "dicom_ct_1": lambda: dicom_ct(1),
+    "brain_t1_1mm": lambda: brain_t1(1),
+    **{f"phantom_{seed}": (lambda seed=seed: phantom(seed)) for seed in range(1, 6)},  # type: ignore[misc]
 }
+
+LARGE = ("dicom_ct_1", "brain_t1_1mm", "lung_ct")
+"""Sets that only the choice of resolution is learnt from: played for two clicks, in the first two rounds."""
 
 
 def _altered(volume: Volume, rng: np.random.Generator) -> Volume:
@@ -99,49 +106,71 @@ def _altered(volume: Volume, rng: np.random.Generator) -> Volume:
     return Volume((unit * 1000).astype(np.float32), volume.spacing)
 
 
-def _note(made: voxels.Study, target: Mask, rng: np.random.Generator) -> Note:
-    """Truth for everything that the engine saw at one click."""
-    window, click = made.click.window, made.click
-    at = window.prepared.levels[window.level]
-    index = [
-        np.minimum((np.arange(n) + lo) * s + s // 2, t - 1) for n, lo, s, t in zip(window.shape, window.lo, at.stride, target.shape, strict=True)
-    ]
-    truth = target[np.ix_(*index)]
-    size = max(int(target.sum()) / float(np.prod(at.stride)), 1.0)
-    held, right = float(window.mask.sum()), float((window.mask & truth).sum())
+def _sampled(click: Click, target: Mask) -> Mask:
+    """The target in the working voxels of a click's window."""
+    window = click.window
+    stride = window.prepared.levels[window.level].stride
+    index = [np.minimum((np.arange(n) + o) * s + s // 2, t - 1) for n, o, s, t in zip(window.shape, window.lo, stride, target.shape, strict=True)]
+    return target[np.ix_(*index)]
+
+
+def _gains(click: Click, found: list[Family], target: Mask) -> tuple[F, F]:
+    """Traits of all regions, and the Dice that each would give."""
+    truth, mask = _sampled(click, target), click.window.mask
+    size = max(float(target.sum() / np.prod(click.window.prepared.levels[click.window.level].stride)), 1.0)
+    held, right = float(mask.sum()), float((mask & truth).sum())
     sign = 1 if click.positive else -1
     gains = []
-    for family in made.found:
+    for family in found:
         count = len(family.traits)
         volume = np.cumsum(np.bincount(family.level.ravel(), minlength=256)[:count])
         overlap = np.cumsum(np.bincount(family.level[truth], minlength=256)[:count])
         gains.append(2 * (right + sign * overlap) / (held + sign * volume + size))
+    return np.vstack([f.traits for f in found]).astype(np.float32), np.concatenate(gains).astype(np.float32)
+
+
+def _first_views(prepared: Prepared, point: NDArray[np.intp], target: Mask) -> Note:
+    """All regions at all resolutions, for the choice between them."""
+    seen = propose.views(prepared, np.zeros(target.shape, np.uint8), [], point)
+    traits, gains = zip(*(_gains(click, found, target) for click, found in seen), strict=True)
+    nothing = np.zeros(0, np.float32)
+    return Note("views", np.vstack(traits), np.concatenate(gains), nothing, nothing > 0, nothing)
+
+
+def _note(made: voxels.Study, target: Mask, rng: np.random.Generator) -> Note:
+    """Truth for everything that the engine saw at one click."""
+    window, click = made.click.window, made.click
+    traits, gains = _gains(click, made.found, target)
+    truth = _sampled(click, target)
+    size = max(float(target.sum() / np.prod(window.prepared.levels[window.level].stride)), 1.0)
     inside, held_live, share = truth[made.live], window.mask[made.live], made.share[made.live]
     hard = inside | (share > 0.05) if click.first else (inside != held_live) | ((share > 0.02) & (share < 0.98))
     odds = np.where(hard, 1.0, 0.2)
     odds /= odds.sum()
     pick = rng.choice(len(odds), min(SAMPLES * (2 if click.first else 1), len(odds)), p=odds)
     weight = np.minimum(1 / (odds[pick] * len(pick)) / size, 0.2)
-    traits = np.vstack([f.traits for f in made.found]).astype(np.float32)
-    return Note(click.kind, traits, np.concatenate(gains).astype(np.float32), made.features[pick], inside[pick], weight.astype(np.float32))
+    return Note(click.kind, traits, gains, made.features[pick], inside[pick], weight.astype(np.float32))
 
 
-def play(volume: Volume, target: Mask, tables: dict[str, voxels.Table], seed: int, alter: bool) -> tuple[list[float], list[Note]]:
+def play(volume: Volume, target: Mask, tables: dict[str, voxels.Table], seed: int, clicks: int = 10) -> tuple[list[float], list[Note]]:
     """Ten clicks on one structure; one in five is not the deepest point but anywhere in the error."""
     rng = np.random.default_rng(seed)
-    prepared = Prepared(_altered(volume, rng) if alter else volume)
+    prepared = Prepared(_altered(volume, rng))
     belief, anchors, notes, curve = np.zeros(volume.shape, np.uint8), list[Anchor](), list[Note](), list[float]()
     border = bool(rng.random() < 0.3)
-    for _ in range(10):
+    for _ in range(clicks):
         asked = next_click((belief >= HALF).astype(np.uint8), target, volume.spacing_zyx, border)
         if asked is None:
             curve.append(curve[-1])
             continue
         zyx, positive = asked
-        if rng.random() < 0.2 and alter:
+        if rng.random() < 0.2:
             wrong = np.argwhere((target != (belief >= HALF)) & (target == positive))
-            zyx = tuple(int(v) for v in wrong[rng.integers(len(wrong))])
+            z, y, x = (int(v) for v in wrong[rng.integers(len(wrong))])
+            zyx = z, y, x
         point = np.array([zyx])
+        if not anchors:
+            notes.append(_first_views(prepared, point, target))
         made = propose.examine(prepared, belief, anchors, point, positive, tables)
         if made is not None:
             notes.append(_note(made, target, rng))
@@ -187,7 +216,7 @@ def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (32, 16
     features = np.clip((features - mean) / scale, -4, 4)
     sizes = (features.shape[1], *hidden, 1)
     layers: list[Any] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [rng.normal(0, np.sqrt(2 / a), (a, b)).astype(np.float32), np.zeros(b, np.float32)]
     first = [np.zeros_like(p) for p in layers]
     second = [np.zeros_like(p) for p in layers]
@@ -217,19 +246,16 @@ def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (32, 16
 
 
 def refit(notes: list[Note], data: dict[str, Any], epochs: int, regions: bool) -> dict[str, Any]:
-    """New coefficients from all notes."""
+    """New coefficients from all notes; `regions`: of the regions' score too, else of the perceptrons only."""
     data = dict(data)
     for kind in KINDS:
         mine = [n for n in notes if n.kind == kind]
-        if not mine:
-            continue
         if regions:
-            data[f"{kind}_region_mean"], data[f"{kind}_region_scale"], data[f"{kind}_region_weights"] = fit_regions(mine[-4000:])
-        else:
-            parts = fit_voxels(mine, epochs)
-            for name, part in zip(("mean", "scale", "w1", "b1", "w2", "b2", "w3"), parts, strict=True):
-                data[f"{kind}_{name}"] = part
-            data[f"{kind}_threshold"] = np.float32(0.5)
+            scored = [n for n in notes if n.kind == "views"] if kind == "first" else mine
+            data[f"{kind}_region_mean"], data[f"{kind}_region_scale"], data[f"{kind}_region_weights"] = fit_regions(scored[-4000:])
+        parts = fit_voxels(mine, epochs)
+        data |= {f"{kind}_{name}": part for name, part in zip(("mean", "scale", "w1", "b1", "w2", "b2", "w3"), parts, strict=True)}
+        data[f"{kind}_threshold"] = np.float32(0.5)
     return data
 
 
@@ -248,12 +274,22 @@ def _start() -> dict[str, Any]:
     return data
 
 
-def _job(arguments: tuple[str, dict[str, Any], int, bool]) -> tuple[list[tuple[str, list[float]]], list[Note]]:
-    name, data, seed, alter = arguments
+def _targets(cases: list[Case], seed: int) -> Iterator[tuple[Volume, Mask]]:
+    """All structures, and some pairs of them as one: what people mean is not always in one piece."""
+    rng = np.random.default_rng(seed)
+    for case in cases:
+        masks = list(case.targets.values())
+        pairs = [masks[i] | masks[i + 1] for i in range(len(masks) - 1) if rng.random() < 0.15]
+        yield from ((case.volume, mask) for mask in masks + pairs)
+
+
+def _job(arguments: tuple[str, dict[str, Any], int]) -> tuple[list[tuple[str, list[float]]], list[Note]]:
+    name, data, seed = arguments
     curves, notes = [], []
-    for number, (volume, _, target) in enumerate(each_target((TRAINING | SETS)[name]())):
-        curve, seen = play(volume, target, voxels.unpack(data), 1000 * seed + number, alter)
-        curves.append((name, curve))
+    for number, (volume, target) in enumerate(_targets((TRAINING | SETS)[name](), seed)):
+        curve, seen = play(volume, target, voxels.unpack(data), 1000 * seed + number, 2 if name in LARGE else 10)
+        if name not in LARGE:
+            curves.append((name, curve))
         notes += seen
     return curves, notes
 
@@ -270,6 +306,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first-round", type=int, default=0, help="with --resume: 0 and 1 fit the regions' score anew")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--sets", default=",".join(TRAINING))
@@ -280,15 +317,14 @@ def main() -> None:
     data = dict(np.load(options.resume)) if options.resume else _start()
     notes: list[Note] = []
     with Pool(options.processes) as pool:
-        for number in range(options.rounds):
-            parts = pool.map(_job, [(name, data, number, number > 0) for name in options.sets.split(",")], chunksize=1)
+        for number in range(options.first_round, options.first_round + options.rounds):
+            names = [name for name in options.sets.split(",") if number < 2 or name not in LARGE]
+            parts = pool.map(_job, [(name, data, number) for name in names], chunksize=1)
             report([c for curves, _ in parts for c in curves])
+            # Notes hold the vote of the regions' score at that time: those from before it was fitted are of no more use.
+            notes = [n for n in notes if n.kind == "views"] if number == 2 else notes[-9000:]
             notes += [n for _, seen in parts for n in seen]
-            if number == 0 and not options.resume:
-                data = refit(notes, data, options.epochs, regions=True)
-                notes = []
-            else:
-                data = refit(notes, data, options.epochs, regions=False)
+            data = refit(notes, data, options.epochs, regions=number < 2)
             np.savez(options.out, **data)
             print(f"round {number}: {len(notes)} clicks, {time.time() - started:.0f} s", flush=True)
 

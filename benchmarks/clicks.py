@@ -1,0 +1,242 @@
+"""How good and how fast the click engine is, with a robot user, and what public peers make of the same clicks.
+
+    python -m benchmarks.clicks [--sets example_ct_sm,brain1] [--peers] [--speed] [--save-json FILE]
+
+The robot clicks the deepest point of the target first, then the deepest point of the largest component of the error that
+is larger in all, missing or surplus; deepest is the maximum of the Euclidean distance transform in mm (the end of the
+volume is no outside, as usual). A click is harmful when it lowers the Dice by more than 0.02. Times are processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+from skimage.segmentation import random_walker
+
+from benchmarks._clicks_data import DATA, SETS, Case, Mask, dice, each_target, next_click
+from isocenter.core.model import ModelContext
+from isocenter.core.prompts import Point
+from isocenter.core.volume import Volume
+from isocenter.models import graphcut
+from isocenter.models.geodesic import Geodesic
+
+Array = NDArray[np.generic]
+COUNTED = (1, 3, 5, 10)
+PEER_MARGIN = 16
+"""Voxels around the clicks that the slow peers work on."""
+
+
+@dataclass
+class Result:
+    """One method on one set: mean Dice after 1, 3, 5, 10 clicks, harmful clicks in percent, milliseconds."""
+
+    method: str
+    data: str
+    targets: int
+    dice: list[float]
+    harmful: float
+    first_ms: float
+    later_ms: float
+    later_p95_ms: float
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def row(self) -> str:
+        scores = " ".join(f"{d:.3f}" for d in self.dice)
+        return (
+            f"{self.method:34s} {self.data:14s} {self.targets:3d}  {scores}  {self.harmful:5.1f} %"
+            f"  {self.first_ms:7.0f} {self.later_ms:7.0f} {self.later_p95_ms:7.0f}"
+        )
+
+
+HEADER = f"{'method':34s} {'data':14s}   n   " + "     ".join(f"{n:>2d}" for n in COUNTED) + "   harmful    first   later  95 % [ms]"
+
+
+def summary(method: str, data: str, curves: dict[str, list[float]], first: list[float], later: list[float]) -> Result:
+    """Means over all targets of a set."""
+    table = np.array(list(curves.values()))
+    return Result(
+        method,
+        data,
+        len(table),
+        [float(table[:, n - 1].mean()) for n in COUNTED],
+        100 * float((np.diff(table, axis=1) < -0.02).mean()),
+        1000 * float(np.median(first)),
+        1000 * float(np.median(later)) if later else 0.0,
+        1000 * float(np.percentile(later, 95)) if later else 0.0,
+        curves,
+    )
+
+
+def play(engine: Geodesic, cases: list[Case], name: str) -> tuple[Result, dict[str, list[Point]]]:
+    """Ten clicks on every target; also returns them, for the peers."""
+    curves: dict[str, list[float]] = {}
+    clicks: dict[str, list[Point]] = {}
+    first, later = list[float](), list[float]()
+    for number, (volume, label, target) in enumerate(each_target(cases)):
+        curve, points = list[float](), list[Point]()
+        began = time.process_time()
+        session = engine.begin(engine.prepare(volume))
+        preparation = time.process_time() - began
+        for _ in range(COUNTED[-1]):
+            asked = next_click(session.mask, target, volume.spacing_zyx)
+            if asked is not None:
+                points.append(Point(*asked))
+                began = time.process_time()
+                session.add(points[-1:])
+                took = time.process_time() - began
+                later.append(took) if curve else first.append(took + preparation)
+            curve.append(dice(session.mask, target))
+        curves[f"{number} {label}"] = curve
+        clicks[f"{number} {label}"] = points
+    return summary("geodesic", name, curves, first, later), clicks
+
+
+def confidence_connected(volume: Volume, points: list[Point]) -> Mask:
+    """SimpleITK's region growing from all positive clicks; a negative click cuts out the region grown from it."""
+    image = SimpleITK.GetImageFromArray(volume.array.astype(np.float32))
+
+    def grown(positive: bool) -> Mask:
+        seeds = [p.zyx[::-1] for p in points if p.positive == positive]
+        if not seeds:
+            return np.zeros(volume.shape, np.bool_)
+        region = SimpleITK.ConfidenceConnected(image, seedList=seeds, numberOfIterations=2, multiplier=2.5, initialNeighborhoodRadius=1)
+        inside: Mask = SimpleITK.GetArrayFromImage(region) > 0
+        return inside
+
+    positive, negative = grown(True), grown(False)
+    return positive & ~negative if 2 * int((positive & negative).sum()) < int(positive.sum()) else positive
+
+
+def _box(volume: Volume, points: list[Point]) -> tuple[slice, slice, slice]:
+    places = np.array([p.zyx for p in points])
+    lo, hi = np.maximum(places.min(axis=0) - PEER_MARGIN, 0), np.minimum(places.max(axis=0) + PEER_MARGIN + 1, volume.shape)
+    return slice(lo[0], hi[0]), slice(lo[1], hi[1]), slice(lo[2], hi[2])
+
+
+def _marked(volume: Volume, points: list[Point]) -> tuple[tuple[slice, slice, slice], NDArray[np.uint8]]:
+    """A box around the clicks, 1 at positive ones, 2 at negative ones and on the box's sides (there must be some)."""
+    box = _box(volume, points)
+    marks = np.zeros(volume.shape, np.uint8)[box]
+    for axis in range(3):
+        if marks.shape[axis] > 2:
+            np.moveaxis(marks, axis, 0)[[0, -1]] = 2
+    for point in points:
+        marks[tuple(p - s.start for p, s in zip(point.zyx, box, strict=True))] = 1 if point.positive else 2
+    return box, marks
+
+
+def walker(volume: Volume, points: list[Point]) -> Mask:
+    """scikit-image's random walker on a box around the clicks, whose sides are background."""
+    box, marks = _marked(volume, points)
+    out = np.zeros(volume.shape, np.bool_)
+    part = volume.array[box].astype(np.float64)
+    flat = part.shape[0] == 1
+    labels = random_walker(part[0] if flat else part, marks[0] if flat else marks, beta=130, mode="cg_j", tol=1e-2)
+    out[box] = (labels == 1)[None] if flat else labels == 1
+    return out
+
+
+def monai_graphcut(volume: Volume, points: list[Point]) -> Mask:
+    """`Histogram+GraphCut` with its own defaults on a box around the clicks, whose sides are background."""
+    box, marks = _marked(volume, points)
+    model = graphcut.HistogramGraphCut()
+    model.load(ModelContext())
+    part = Volume(volume.array[box], volume.spacing)
+    out = np.zeros(volume.shape, np.bool_)
+    out[box] = model.separate(part, marks == 1, marks == 2) != 0
+    return out
+
+
+PEERS: dict[str, Callable[[Volume, list[Point]], Mask]] = {
+    "SimpleITK ConfidenceConnected": confidence_connected,
+    "scikit-image random_walker (box)": walker,
+    "Histogram+GraphCut (ours, box)": monai_graphcut,
+}
+
+
+def peer(method: str, cases: list[Case], name: str, clicks: dict[str, list[Point]]) -> Result:
+    """A peer on the clicks that the engine was given, answered after 1, 3, 5 and 10 of them."""
+    curves: dict[str, list[float]] = {}
+    first, later = list[float](), list[float]()
+    for number, (volume, label, target) in enumerate(each_target(cases)):
+        curve = list[float]()
+        points = clicks[f"{number} {label}"]
+        for count in range(1, COUNTED[-1] + 1):
+            if count in COUNTED and count <= len(points):
+                began = time.process_time()
+                mask = PEERS[method](volume, points[:count])
+                (later if curve else first).append(time.process_time() - began)
+                curve.append(dice(mask, target))
+            else:
+                curve.append(curve[-1])
+        curves[f"{number} {label}"] = curve
+    return summary(method, name, curves, first, later)
+
+
+def synthetic(shape: tuple[int, int, int], spacing: float) -> Case:
+    """A noisy body with a large and a small organ and blurred borders, of the size that speed is stated for."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
+
+    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Mask:
+        parts = (((g - c * n) / (r * n)) ** 2 for g, c, r, n in zip((z, y, x), centre, radii, shape, strict=True))
+        inside: Mask = sum(parts) < 1  # type: ignore[assignment]
+        return inside
+
+    values = np.full(shape, -1000, np.int16)
+    values[ellipsoid((0.5, 0.5, 0.5), (2, 0.4, 0.46))] = -80
+    values[ellipsoid((0.5, 0.5, 0.5), (2, 0.36, 0.42))] = 40
+    targets = {"large": ellipsoid((0.55, 0.45, 0.33), (0.3, 0.2, 0.18)), "small": ellipsoid((0.4, 0.62, 0.65), (0.15, 0.07, 0.06))}
+    # Two parts of different intensity: the first click cannot find all of it, later ones have work to do.
+    targets["large"] |= (second := ellipsoid((0.45, 0.4, 0.52), (0.15, 0.1, 0.12)))
+    values[targets["large"]] = 80
+    values[second] = 60
+    values[targets["small"]] = 90
+    for plane in values:
+        plane += rng.normal(0, 20, shape[1:]).astype(np.int16)
+    return Case(Volume(values, (spacing, spacing, spacing)), targets)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="example_ct_sm,example_ct,example_mr_sm,sam_med2d,brain1,breast1", help=f"of {', '.join(SETS)}")
+    parser.add_argument("--peers", action="store_true", help="also what public peers make of the same clicks (slow)")
+    parser.add_argument("--speed", action="store_true", help="also volumes of 256 x 256 x 128 and 512 x 512 x 300 voxels")
+    parser.add_argument("--save-json", type=Path)
+    options = parser.parse_args()
+    engine = Geodesic()
+    began = time.perf_counter()
+    engine.load(ModelContext())
+    print(f"kernels ready after {time.perf_counter() - began:.1f} s\n{HEADER}")
+    results = []
+    if DATA.is_dir():
+        for name in options.sets.split(","):
+            cases = SETS[name]()
+            result, clicks = play(engine, cases, name)
+            results.append(result)
+            print(result.row(), flush=True)
+            for method in PEERS if options.peers else ():
+                results.append(peer(method, cases, name, clicks))
+                print(results[-1].row(), flush=True)
+    else:
+        print("no real scans: ISOCENTER_TEST_DATA is absent")
+    if options.speed:
+        for name, shape, spacing in (("256x256x128", (128, 256, 256), 1.5), ("512x512x300", (300, 512, 512), 0.8)):
+            result, _ = play(engine, [synthetic(shape, spacing)], name)
+            results.append(result)
+            print(result.row(), flush=True)
+    if options.save_json:
+        options.save_json.write_text(json.dumps([asdict(r) for r in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()
