@@ -96,10 +96,12 @@ def _grid(fields: Mapping[str, str]) -> Grid:
     spacing = _first(fields, ("elementspacing", "elementsize"), axes, [1.0] * axes)
     turn = _first(fields, ("transformmatrix", "rotation", "orientation"), axes * axes, np.eye(axes).ravel().tolist())
     origin = _first(fields, ("offset", "position", "origin"), axes, [0.0] * axes)
+    raw.check_affine(np.array([*spacing, *turn]))
     if min(spacing) <= 0:
         raise GeometryError("the MetaImage header's spacing must be positive")
     affine[:spatial, :spatial] = (np.array(turn).reshape(axes, axes).T * spacing)[:spatial, :spatial]
     affine[:spatial, 3] = origin[:spatial]
+    raw.check_affine(affine)
     return Grid.from_affine_lps(affine, (*reversed(sizes[:3]),) if spatial == 3 else (1, sizes[1], sizes[0]))
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, InputError, UnsupportedError
 from isocenter.core.geometry import Grid
+from isocenter.io import raw
 
 _V1 = [
     ("sizeof_hdr", "i4"), ("data_type", "S10"), ("db_name", "S18"), ("extents", "i4"), ("session_error", "i2"), ("regular", "S1"),
@@ -72,17 +73,17 @@ class Header:
         return (self.slope, self.inter) != (1.0, 0.0)
 
 
-def is_long(raw: bytes) -> bool:
+def is_long(head: bytes) -> bool:
     """Whether the first bytes are those of a NIfTI-2 header."""
-    return raw[:4] in (V2.itemsize.to_bytes(4, "little"), V2.itemsize.to_bytes(4, "big"))
+    return head[:4] in (V2.itemsize.to_bytes(4, "little"), V2.itemsize.to_bytes(4, "big"))
 
 
-def fields(raw: bytes) -> NDArray[np.void]:
+def fields(head: bytes) -> NDArray[np.void]:
     """The header's fields by name, in the byte order that the file has. Raises `InputError` for what is no NIfTI."""
     for layout in (V1, V2):
         for order in _ORDERS:
-            if len(raw) >= layout.itemsize and int.from_bytes(raw[:4], "little" if order == "<" else "big") == layout.itemsize:
-                found = np.frombuffer(raw[: layout.itemsize], layout.newbyteorder(order))[0]
+            if len(head) >= layout.itemsize and int.from_bytes(head[:4], "little" if order == "<" else "big") == layout.itemsize:
+                found = np.frombuffer(head[: layout.itemsize], layout.newbyteorder(order))[0]
                 _check_magic(bytes(found["magic"]))
                 return found  # type: ignore[no-any-return]
     raise InputError("not a NIfTI file: its header is too short or has no valid size")
@@ -96,9 +97,9 @@ def _check_magic(magic: bytes) -> None:
     raise UnsupportedError("an ANALYZE file, which does not say where its voxels lie; convert it to NIfTI")
 
 
-def parse(raw: bytes) -> Header:
+def parse(head: bytes) -> Header:
     """What the header says, checked. Nothing is allocated."""
-    found = fields(raw)
+    found = fields(head)
     shape = _shape([int(n) for n in found["dim"]])
     code = int(found["datatype"])
     if code not in TYPES and code not in COLOUR:
@@ -112,8 +113,8 @@ def parse(raw: bytes) -> Header:
     start = max(int(offset), found.dtype.itemsize + 4) if offset < found.dtype.itemsize else int(offset)
     slope, inter = _scaling(float(found["scl_slope"]), float(found["scl_inter"]))
     affine, notes = _affine(found, shape)
-    raw = raw[: found.dtype.itemsize]
-    return Header(raw, shape, kind, COLOUR.get(code, 0), start, slope, inter, Grid.from_affine_ras(affine, shape), notes)
+    head = head[: found.dtype.itemsize]
+    return Header(head, shape, kind, COLOUR.get(code, 0), start, slope, inter, Grid.from_affine_ras(affine, shape), notes)
 
 
 def _shape(dim: list[int]) -> tuple[int, int, int]:
@@ -147,7 +148,7 @@ def _affine(found: NDArray[np.void], shape: tuple[int, int, int]) -> tuple[NDArr
     affine = np.eye(4)
     if found["sform_code"] > 0:
         affine[:3] = found["srow"]
-        usable = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 0
+        usable = bool(np.abs(affine).max() < raw.MOST_MM) and abs(np.linalg.det(affine[:3, :3])) > 0
         if not usable and found["qform_code"] <= 0:
             raise GeometryError("the NIfTI header's sform is no usable matrix, and there is no qform")
         if not usable:
@@ -162,8 +163,7 @@ def _affine(found: NDArray[np.void], shape: tuple[int, int, int]) -> tuple[NDArr
         affine[:3, :3] = np.diag(steps)
         affine[:3, 3] = -steps * (np.array(shape[::-1]) - 1) / 2
         notes = ("The header does not say how the image lies in the patient; left and right may be exchanged.",)
-    if not np.isfinite(affine).all():
-        raise GeometryError("the NIfTI header's position or spacing is not a finite number")
+    raw.check_affine(affine)
     affine[:3] *= _UNITS.get(int(found["xyzt_units"]) & 7, 1.0)
     return affine, notes
 

@@ -165,6 +165,7 @@ def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tu
             affine[: len(vector[:3]), column] = vector[:3]
         origin = _numbers(fields.get("space origin", "").strip("()"), "space origin", ",")
         affine[: len(origin[:3]), 3] = origin[:3]
+        raw.check_affine(affine)
         # Without a third vector the third axis is whatever is at right angles to the others.
         if len(spatial) == 2:
             normal = np.cross(affine[:3, 0], affine[:3, 1])
@@ -175,6 +176,7 @@ def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tu
             raise GeometryError("the NRRD header's spacings do not fit its dimension")
         for column, axis in enumerate(spatial):
             affine[column, column] = spacings[axis] if math.isfinite(spacings[axis]) else 1.0
+    raw.check_affine(affine)
     if space in _SPACES:
         affine[:2] *= np.array(_SPACES[space])[:, None]
     else:

@@ -12,11 +12,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import InputError, LimitError, MemoryLimitError, UnsupportedError
+from isocenter.core.errors import GeometryError, InputError, LimitError, MemoryLimitError, UnsupportedError
 from isocenter.core.settings import Limits
 
 #: Bytes handled at once: small enough for the processor's cache and for nobody's memory to notice.
 STEP = 2 << 20
+#: No position of a voxel lies further away, in mm.
+MOST_MM = 1e12
 SHORT = "the file is cut short: it holds fewer voxels than its header declares"
 
 
@@ -72,6 +74,12 @@ def check_declared(voxels: int, needed: int, available: int, limits: Limits) -> 
         raise LimitError(f"the header declares {voxels} voxels", limit="max_voxels", value=limits.max_voxels)
     if needed > available:
         raise InputError(SHORT)
+
+
+def check_affine(affine: NDArray[np.float64]) -> None:
+    """Refuse a matrix with which one could not even calculate."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > MOST_MM:
+        raise GeometryError("the header's position or spacing is not a finite number, or out of all proportion")
 
 
 def allocate(count: int, kind: np.dtype[np.generic] | type[np.generic]) -> NDArray[np.generic]:
