@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,12 @@ def nested(depth: int, explicit: bool, defined: bool) -> bytes:
     return preamble(ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian) + inner + (bare(2, 2) if explicit else b"")
 
 
+def many_deflated() -> bytes:
+    """Deflated files of 50 MiB each in an archive that is itself hardly packed: each below the ratio limit's threshold."""
+    one = preamble(DeflatedExplicitVRLittleEndian) + deflated(bare(5120, 5120) + element(0x7FE00010, b"OW", b"", 50 * MIB), 50)
+    return zipped({str(k): one for k in range(200)}, zipfile.ZIP_STORED)
+
+
 def nested_zips() -> bytes:
     """Each archive holds the next one twice."""
     data = b"x" * 1000
@@ -152,6 +159,8 @@ BOMBS: list[tuple[Callable[[], bytes], str | None, int]] = [
     (lambda: nested(300, True, True), "max_nesting", 20_000),
     (lambda: nested(300, False, False), "max_nesting", 20_000),
     (lambda: nested(300, False, True), "max_nesting", 20_000),
+    (lambda: preamble(ExplicitVRLittleEndian) + bare(1, 1, 60_000, 8) + element(0x7FE00010, b"OW", bytes(60_000)), "max_frames", 70_000),
+    (many_deflated, "max_archive_ratio", 12 * MIB),
     (nested_zips, "max_archive_depth", 10 * MIB),
     (quine, None, 1000),
     (overlapping, None, 300_000),

@@ -38,6 +38,7 @@ class Limits(BaseSettings):
     )
     max_nesting: int = Field(64, ge=1, description="How deep DICOM sequences may nest.")
     max_elements: int = Field(1_000_000, ge=1, description="Most data elements in one DICOM header, those in sequences included.")
+    max_frames: int = Field(50_000, ge=1, description="Most DICOM images in one input, each frame of a multi-frame file counted.")
     max_prompts: int = Field(10_000, ge=1, description="Most prompts, and most points of one scribble or lasso, in a request.")
     decode_seconds: float = Field(60.0, gt=0, description="Time limit for decoding the compressed pixels of one image.")
     decode_memory_bytes: int = Field(2048 * MIB, gt=0, description="Memory limit of one decoder process.")

@@ -78,9 +78,10 @@ class Part:
 
 
 class Spool:
-    """An anonymous temporary file that takes members one after another; gone when closed."""
+    """An anonymous temporary file that takes members one after another; gone when closed. packed: what they came from, bytes."""
 
     def __init__(self) -> None:
+        self.packed = 0
         self._file: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the spool
         self._end = 0
 
@@ -88,20 +89,16 @@ class Spool:
         """Where the next member starts."""
         return self._end
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         view = memoryview(data)
         while view:
             done = os.pwrite(self._file.fileno(), view, self._end)
             self._end += done
             view = view[done:]
 
-    def part(self, start: int, name: str) -> Part:
+    def part(self, start: int, name: str = "") -> Part:
         """What has been written since `start`."""
         return Part(self._end - start, start, file=self._file, name=name)
-
-    def drop(self, start: int) -> None:
-        """Take back what has been written since `start`."""
-        self._end = start
 
     def close(self) -> None:
         self._file.close()
@@ -224,8 +221,13 @@ class Walk:
         self._bytes += count
         if self._bytes > self._limits.max_archive_bytes:
             raise LimitError("the archive unpacks to too many bytes", limit="max_archive_bytes", value=self._limits.max_archive_bytes)
-        if self._bytes > RATIO_FROM and self._bytes > self._limits.max_archive_ratio * self._packed:
-            raise LimitError("the archive unpacks to far more than its size", limit="max_archive_ratio", value=self._limits.max_archive_ratio)
+        check_ratio("the archive unpacks to far more than its size", self._bytes, self._packed, self._limits)
+
+
+def check_ratio(what: str, unpacked: float, packed: int, limits: Limits) -> None:
+    """Raises `LimitError` where the ratio is beyond the limit and the amount worth caring about."""
+    if unpacked > RATIO_FROM and unpacked > limits.max_archive_ratio * packed:
+        raise LimitError(what, limit="max_archive_ratio", value=limits.max_archive_ratio)
 
 
 def _directory(archive: Part) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from isocenter.core.errors import InputError, LimitError, UnsupportedError
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Series, Source, Volume
 from isocenter.io import dicom_header, dicom_image, pixels, pixels_frames
-from isocenter.io.archive import Part
-from isocenter.io.dicom_image import Slice
+from isocenter.io.archive import Part, Spool
+from isocenter.io.dicom_image import Slice, too_many_frames
 from isocenter.io.dicom_resample import resample
 from isocenter.io.dicom_stack import Stack, stack
 from isocenter.io.dicom_values import Values, native, swapped
@@ -28,22 +27,38 @@ _UID = re.compile(r"[0-9A-Za-z.\-]{1,64}")
 _CODE = re.compile(r"[A-Z0-9_]{1,16}")
 
 
-@dataclass
 class Scan:
-    """The images that have been seen so far, by series, and the kinds of objects that are no images."""
+    """The images that have been seen so far, by series, and the kinds of objects that are no images.
 
-    limits: Limits
-    series: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
-    others: list[str] = field(default_factory=list)
-    _compressed: int = 0
+    Use it as a context manager: files that had to be inflated are kept until it is closed.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.series: dict[str, list[Slice]] = defaultdict(list)
+        self.others: list[str] = []
+        self._frames = 0
+        self._compressed = 0
+        self._spool = Spool()
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
 
     def add(self, part: Part) -> None:
         """Read the header of one DICOM file."""
-        header = dicom_header.read(part, self.limits)
+        part, header = dicom_header.read(part, self.limits, self._spool)
         if words := dicom_image.not_an_image(header):
             self.others.append(words)
             return
         found = dicom_image.slices(part, header, self.limits)
+        for tag in dicom_header.GROUPS:
+            header.values.pop(tag, None)  # the slices have what is in them, and they are long
+        self._frames += len(found)
+        if self._frames > self.limits.max_frames:
+            raise too_many_frames(self.limits)
         if found[0].compressed:
             self._compressed += len(found)
             pixels.prepare(self.limits, 1 + self._compressed // FRAMES_EACH)
@@ -52,10 +67,10 @@ class Scan:
 
 def read(parts: Iterable[Part], *, limits: Limits, series_uid: str | None = None) -> Volume:
     """The volume of one series among DICOM files: the one named, or the one with most voxels."""
-    scan = Scan(limits)
-    for part in parts:
-        scan.add(part)
-    return volume(scan, series_uid)
+    with Scan(limits) as scan:
+        for part in parts:
+            scan.add(part)
+        return volume(scan, series_uid)
 
 
 def volume(scan: Scan, series_uid: str | None = None) -> Volume:
@@ -134,8 +149,7 @@ def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tup
 
 
 def _header(image: Slice) -> bytes:
-    header = image.header
-    return bytes(header.inflated[: header.end]) if header.inflated is not None else image.part.read(0, header.end)
+    return image.part.read(0, image.header.end)
 
 
 def _read(values: Values, index: int, image: Slice) -> None:
@@ -143,9 +157,9 @@ def _read(values: Values, index: int, image: Slice) -> None:
     header, form = image.header, image.form
     count = form.nbytes if form.photometric != "YBR_FULL_422" else form.rows * form.columns * 2
     start = header.pixel_offset + image.frame * count
-    place = values.raw(index, image) if header.inflated is None else None
+    place = values.raw(index, image)
     if place is None:
-        data = header.inflated[start : start + count] if header.inflated is not None else image.part.read(start, count)
+        data = image.part.read(start, count)
         if len(data) < count:
             raise InputError("a DICOM file is shorter than it was")
         if swapped(form) and form.allocated == 8 and image.part.read(header.end + 4, 2) == b"OW":

@@ -178,4 +178,5 @@ def inside(item: bytes, encoding: Encoding, limits: Limits) -> dict[int, bytes]:
 
 
 def header_too_large(limits: Limits) -> LimitError:
+    """The refusal of a header that is longer than allowed."""
     return LimitError("a DICOM header is too large", limit="max_header_bytes", value=limits.max_header_bytes)

@@ -7,13 +7,13 @@ length, and every length is checked against the file's size.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isal import isal_zlib
 
 from isocenter.core.errors import InputError, LimitError
 from isocenter.core.settings import Limits
-from isocenter.io.archive import RATIO_FROM, InflateError, Part
+from isocenter.io.archive import CHUNK, InflateError, Part, Spool, check_ratio
 from isocenter.io.dicom_elements import DAMAGED, LONG, PIXEL_TAGS, UNDEFINED, Encoding, Walker, header_too_large
 
 IMPLICIT = "1.2.840.10008.1.2"
@@ -23,7 +23,9 @@ BIG_ENDIAN = "1.2.840.10008.1.2.2"
 #: GE's private syntax: implicit headers, pixels in big endian.
 GE_PRIVATE = "1.2.840.113619.5.2"
 
-SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+SHARED_GROUPS, FRAME_GROUPS = GROUPS = (0x52009229, 0x52009230)
+#: No attribute that is wanted is longer, functional groups aside.
+_LONGEST = 1024
 _FIRST = 32 * 1024
 
 #: Attributes that are kept, all of the top level (PS3.6).
@@ -32,7 +34,7 @@ WANTED = frozenset(
         0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00080070, 0x00180050, 0x00180086, 0x00180088, 0x00181164, 0x00182010,
         0x0020000D, 0x0020000E, 0x00200012, 0x00200013, 0x00200032, 0x00200037, 0x00200100, 0x00280002, 0x00280004, 0x00280006,
         0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281052, 0x00281053,
-        0x00281054, 0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203, 0x00283000, SHARED_GROUPS, FRAME_GROUPS,
+        0x00281054, 0x00283000, SHARED_GROUPS, FRAME_GROUPS,
     }
 )  # fmt: skip
 
@@ -44,7 +46,7 @@ class _MoreError(Exception):
 @dataclass(frozen=True)
 class Header:
     """What one file says before its pixels. values: raw bytes by tag. pixel_offset and pixel_length: the value of the
-    element pixel_tag in the file (in `inflated`, where the file is deflated); the length is -1 for encapsulated pixels
+    element pixel_tag in the file; the length is -1 for encapsulated pixels
     (PS3.5 annex A.4). end: where the header ends and the pixel element begins.
     """
 
@@ -56,7 +58,6 @@ class Header:
     pixel_offset: int
     pixel_length: int
     size: int
-    inflated: bytearray | None = None
 
     def text(self, tag: int) -> str:
         """The value as text without padding, "" when absent."""
@@ -87,15 +88,18 @@ def decimals(value: bytes | None) -> tuple[float, ...] | None:
         raise InputError("a DICOM header holds text where a number belongs") from None
 
 
-def read(part: Part, limits: Limits) -> Header:
-    """The header of one file. Raises `InputError` for one that is damaged, `LimitError` for one that is too large."""
+def read(part: Part, limits: Limits, spool: Spool) -> tuple[Part, Header]:
+    """The header of one file, and where the file lies: in `spool`, where it had to be inflated.
+
+    Raises `InputError` for a file that is damaged, `LimitError` for one that is too large.
+    """
     count = min(part.size, _FIRST)
     while True:
         data = part.read(0, count)
         if len(data) < count:
             raise InputError(DAMAGED + "it is shorter than it was")
         try:
-            return _parse(data, part.size, limits, part)
+            return _parse(data, part, limits, spool)
         except _MoreError:
             if count >= part.size:
                 raise InputError(DAMAGED + "it ends inside its header") from None
@@ -116,16 +120,16 @@ def looks_like(head: bytes) -> bool:
     return False
 
 
-def _parse(data: bytes, size: int, limits: Limits, part: Part) -> Header:
+def _parse(data: bytes, part: Part, limits: Limits, spool: Spool) -> tuple[Part, Header]:
     start = 132 if data[128:132] == b"DICM" else 0
     meta: dict[int, bytes] = {}
     if data[start : start + 2] == b"\x02\x00":
         start = _meta(data, start, meta)
     syntax = meta.get(0x00020010, b"").decode("latin-1").strip(" \0")
     if syntax == DEFLATED:
-        return _deflated(part, data[:start], start, limits)
+        return _deflated(_Inflate(part, data[:start], spool), limits)
     encoding = _encoding(data, start, syntax)
-    return _dataset(data, start, size, syntax or (EXPLICIT if encoding.explicit else IMPLICIT), encoding, limits, None)
+    return part, _dataset(data, start, part.size, syntax or (EXPLICIT if encoding.explicit else IMPLICIT), encoding, limits)
 
 
 def _meta(data: bytes, position: int, found: dict[int, bytes]) -> int:
@@ -156,7 +160,7 @@ def _encoding(data: bytes, start: int, syntax: str) -> Encoding:
     return Encoding(kind.isalpha() and kind.isupper(), True)
 
 
-def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encoding: Encoding, limits: Limits, inflated: bytearray | None) -> Header:
+def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encoding: Encoding, limits: Limits) -> Header:
     """The elements of the top level, up to the pixels."""
     values: dict[int, bytes] = {}
     walker = Walker(data, encoding, limits)
@@ -166,79 +170,97 @@ def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encodi
                 length = -1 if length == UNDEFINED else length
                 if length > size - begin:
                     raise InputError(DAMAGED + "it ends inside its pixels")
-                return Header(syntax, encoding, values, walker.element, tag, begin, length, size, inflated)
+                return Header(syntax, encoding, values, walker.element, tag, begin, length, size)
             if tag in WANTED:
-                end = walker.next
+                end = walker.next if tag in GROUPS else min(walker.next, begin + _LONGEST)
                 if end > len(data):
                     raise _MoreError
                 values[tag] = bytes(data[begin:end])
     except struct.error:
         raise _MoreError from None
-    return Header(syntax, encoding, values, size, 0, size, 0, size, inflated)
+    return Header(syntax, encoding, values, size, 0, size, 0, size)
 
 
 # -- deflated files ----------------------------------------------------------------------------------------------------
 
 
-def _deflated(part: Part, head: bytes, start: int, limits: Limits) -> Header:
+def _deflated(inflate: _Inflate, limits: Limits) -> tuple[Part, Header]:
     """Deflated explicit little endian (PS3.5 annex A.5): inflated as far as the header says that there is something to read."""
-    # The dataset is kept as if it were stored plainly, so that who reads its header next need not inflate it again.
-    inflate = _Inflate(part, start, head.replace(DEFLATED.encode(), EXPLICIT.encode().ljust(len(DEFLATED), b"\0")))
     count = _FIRST
     while True:
         data = inflate.upto(count)
         # An unfinished stream may still hold any length; a finished one says how long it is.
         size = len(data) if inflate.done else 1 << 62
         try:
-            header = _dataset(data, len(head), size, EXPLICIT, Encoding(True, True), limits, None)
+            header = _dataset(data, inflate.start, size, EXPLICIT, Encoding(True, True), limits)
+            break
         except _MoreError:
             if inflate.done:
                 raise InputError(DAMAGED + "it ends inside its header") from None
             if count >= limits.max_header_bytes:
                 raise header_too_large(limits) from None
             count = min(count * 4, limits.max_header_bytes)
-            continue
-        whole = header.pixel_offset + max(header.pixel_length, 0)
-        return _inflated(header, inflate, whole, limits)
-
-
-def _inflated(header: Header, inflate: _Inflate, whole: int, limits: Limits) -> Header:
-    frames = max(int((header.numbers(0x00280008) or (1,))[0]), 1)
+    whole = header.pixel_offset + max(header.pixel_length, 0)
+    frames = header.numbers(0x00280008) or (1.0,)
     bits = header.number(0x00280100, 8) * max(header.number(0x00280002, 1), 1)
-    declared = header.number(0x00280010) * header.number(0x00280011) * frames * bits // 8
-    if whole - header.pixel_offset > declared + 1:
+    declared = header.number(0x00280010) * header.number(0x00280011) * max(frames[0], 1) * bits / 8
+    if not whole - header.pixel_offset <= declared + 1:
         raise InputError(DAMAGED + "it holds more pixels than it declares")
-    if declared > RATIO_FROM and declared > limits.max_archive_ratio * inflate.part.size:
-        raise LimitError("a deflated DICOM file inflates to far more than its size", limit="max_archive_ratio", value=limits.max_archive_ratio)
+    check_ratio("a deflated DICOM file inflates to far more than its size", declared, inflate.part.size, limits)
     if whole > limits.max_inflate_bytes:
         raise LimitError("a deflated DICOM file inflates to too many bytes", limit="max_inflate_bytes", value=limits.max_inflate_bytes)
-    data = inflate.upto(whole)
-    if len(data) < whole:
-        raise InputError(DAMAGED + "it ends inside its pixels")
-    return Header(EXPLICIT, header.encoding, header.values, header.end, header.pixel_tag, header.pixel_offset, header.pixel_length, len(data), data)
+    inflate.spool.packed += inflate.part.size
+    total = inflate.spool.begin() + whole
+    check_ratio("the deflated DICOM files inflate to far more than their size", total, inflate.spool.packed, limits)
+    if total > limits.max_archive_bytes:
+        raise LimitError("the deflated DICOM files inflate to too many bytes", limit="max_archive_bytes", value=limits.max_archive_bytes)
+    return inflate.spooled(whole), replace(header, size=whole)
 
 
 class _Inflate:
-    """The first bytes of a raw deflate stream behind a prefix, as many as are asked for."""
+    """A deflated file on its way to the spool: first as much in memory as its header needs, then the rest piece by piece.
 
-    def __init__(self, part: Part, start: int, prefix: bytes) -> None:
+    What is spooled reads like a file that was stored plainly, so nobody behind has to inflate anything.
+    """
+
+    def __init__(self, part: Part, head: bytes, spool: Spool) -> None:
         self.part = part
+        self.spool = spool
+        self.start = len(head)
         self.done = False
-        self._position = start
+        self._position = len(head)
         self._inflater = isal_zlib.decompressobj(-15)
-        self._data = bytearray(prefix)
+        self._data = bytearray(head.replace(DEFLATED.encode(), EXPLICIT.encode().ljust(len(DEFLATED), b"\0")))
         self._tail = b""
 
     def upto(self, count: int) -> bytearray:
-        """At least `count` bytes of prefix and stream, or all when there are fewer; one growing buffer, not a copy."""
+        """At least `count` bytes of the plain file, or all when it has fewer; one growing buffer, not a copy."""
+        while len(self._data) < count and not self.done:
+            self._data += self._next(count - len(self._data))
+        return self._data
+
+    def spooled(self, whole: int) -> Part:
+        """The first `whole` bytes of the plain file, in the spool."""
+        begin = self.spool.begin()
+        self.spool.write(self._data[:whole])
+        left = whole - len(self._data)
+        while left > 0 and not self.done:
+            piece = self._next(min(left, CHUNK))
+            self.spool.write(piece)
+            left -= len(piece)
+        if left > 0:
+            raise InputError(DAMAGED + "it ends inside its pixels")
+        return self.spool.part(begin)
+
+    def _next(self, most: int) -> bytes:
+        """Up to `most` bytes more."""
+        piece = self._tail or self.part.read(self._position, CHUNK)
+        if not self._tail:
+            self._position += len(piece)
         try:
-            while len(self._data) < count and not self.done:
-                piece = self._tail or self.part.read(self._position, 65536)
-                if not self._tail:
-                    self._position += len(piece)
-                self._data += self._inflater.decompress(piece, max(count - len(self._data), 1))
-                self._tail = self._inflater.unconsumed_tail
-                self.done = self._inflater.eof or not piece
+            data = self._inflater.decompress(piece, most)
         except InflateError:
             raise InputError(DAMAGED + "it cannot be inflated") from None
-        return self._data
+        self._tail = self._inflater.unconsumed_tail
+        self.done = self._inflater.eof or not piece
+        return data

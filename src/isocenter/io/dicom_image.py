@@ -11,7 +11,7 @@ from isocenter.core.errors import GeometryError, InputError, LimitError, Unsuppo
 from isocenter.core.geometry import Triple
 from isocenter.core.settings import Limits
 from isocenter.io import dicom_elements, dicom_header
-from isocenter.io.archive import RATIO_FROM, Part
+from isocenter.io.archive import Part, check_ratio
 from isocenter.io.dicom_header import FRAME_GROUPS, SHARED_GROUPS, Header, decimals
 from isocenter.io.pixels import Form
 
@@ -88,6 +88,8 @@ def slices(part: Part, header: Header, limits: Limits) -> list[Slice]:
     frames = int(count[0]) if count and math.isfinite(count[0]) else 1
     if frames < 1:
         raise InputError("a DICOM image declares no frames")
+    if frames > limits.max_frames:
+        raise too_many_frames(limits)
     _check_size(part, header, form, frames, limits)
     kinds = header.text(0x00080008).split("\\")
     if "MOSAIC" in kinds:
@@ -104,6 +106,11 @@ def slices(part: Part, header: Header, limits: Limits) -> list[Slice]:
         _placed(replace(common, frame=k, number=k + 1), frame_groups[k] if frame_groups else {}, header, limits)
         for k in range(frames)
     ]  # fmt: skip
+
+
+def too_many_frames(limits: Limits) -> LimitError:
+    """The refusal of an input of more frames than are allowed."""
+    return LimitError("the input holds too many DICOM frames", limit="max_frames", value=limits.max_frames)
 
 
 def _form(header: Header) -> Form:
@@ -137,8 +144,7 @@ def _check_size(part: Part, header: Header, form: Form, frames: int, limits: Lim
     if header.pixel_length < 0:
         if form.syntax in _NATIVE:
             raise InputError("a DICOM image says that its pixels are not compressed, but packs them as if they were")
-        if declared > RATIO_FROM and declared > limits.max_archive_ratio * part.size:
-            raise LimitError("a DICOM image declares far more than its size can hold", limit="max_archive_ratio", value=limits.max_archive_ratio)
+        check_ratio("a DICOM image declares far more than its size can hold", declared, part.size, limits)
         return
     if form.photometric == "YBR_FULL_422":
         declared = declared // 3 * 2

@@ -186,8 +186,7 @@ def _fingerprint(image: Slice) -> tuple[object, ...]:
         frame = image.frame
     else:
         start, count, frame = header.pixel_offset + image.frame * image.form.nbytes, image.form.nbytes, 0
-    data = header.inflated[start : start + count] if header.inflated is not None else image.part.read(start, count)
-    return hashlib.sha256(data, usedforsecurity=False).digest(), frame, image.slope, image.intercept
+    return hashlib.sha256(image.part.read(start, count), usedforsecurity=False).digest(), frame, image.slope, image.intercept
 
 
 # -- the grid ----------------------------------------------------------------------------------------------------------

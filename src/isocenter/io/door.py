@@ -94,19 +94,19 @@ def _file(part: Part, limits: Limits, series_uid: str | None) -> Volume:
 
 def _parts(parts: Iterator[Part], limits: Limits, series_uid: str | None) -> Volume:
     """The DICOM series among many files, or else the one volume of another format."""
-    scan = dicom.Scan(limits)
     others: list[tuple[Part, str]] = []
-    for part in parts:
-        kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
-        if kind == "dicom":
-            scan.add(part)
-        elif kind in ("nifti", "nrrd"):
-            others.append((part, kind))
-    if not scan.series and len(others) == 1:
-        return _single(*others[0], limits)
-    if not scan.series and len(others) > 1:
+    with dicom.Scan(limits) as scan:
+        for part in parts:
+            kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+            if kind == "dicom":
+                scan.add(part)
+            elif kind in ("nifti", "nrrd"):
+                others.append((part, kind))
+        if scan.series or not others:
+            return dicom.volume(scan, series_uid)
+    if len(others) > 1:
         raise UnsupportedError(f"there are {len(others)} volumes and no DICOM; send one at a time")
-    return dicom.volume(scan, series_uid)
+    return _single(*others[0], limits)
 
 
 def _folder(root: Path) -> Iterator[Part]:
