@@ -176,6 +176,16 @@ def test_damaged_members() -> None:
         members(bytes(data))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wrong_checksum(method: int) -> None:
+    """One bit of a pixel is turned: without the sum it would be read as an image with a wrong value."""
+    data = bytearray(zipped({"a": b"\x55" * 1000}, method))
+    at = data.index(b"PK\x01\x02")
+    data[at + 16] ^= 1
+    with pytest.raises(InputError, match="checksum"):
+        members(bytes(data))
+
+
 def test_a_directory_that_points_anywhere() -> None:
     data = bytearray(zipped(FILES))
     at = data.rindex(b"PK\x05\x06")

@@ -65,6 +65,15 @@ def test_a_folder_is_walked_without_following_links(tmp_path: Path) -> None:
     volume = door.read_path(tmp_path / "root", limits=LIMITS)
     np.testing.assert_array_equal(volume.array, array)
     assert len(volume.source.series) == 1
+    assert volume.source.notes == ("2 symbolic links were not followed.",)
+
+
+def test_a_folder_of_links_only(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(data_of(image(voxels()[0])))
+    (tmp_path / "root").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "root" / "link")
+    with pytest.raises(UnsupportedError, match="1 symbolic links were not followed"):
+        door.read_path(tmp_path / "root", limits=LIMITS)
 
 
 def test_ct_is_inferred_and_said() -> None:

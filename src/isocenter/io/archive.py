@@ -112,6 +112,7 @@ class _Entry:
     method: int
     packed: int
     offset: int
+    check: int
 
 
 class Walk:
@@ -173,7 +174,7 @@ class Walk:
             if _check_name(name, mode):
                 if flags & 1:
                     raise UnsupportedError("the archive is encrypted; send it without a password")
-                entries.append(_Entry(name, method, packed, offset))
+                entries.append(_Entry(name, method, packed, offset, fields[6]))
         if position == 0 and size:
             raise InputError("the archive's directory cannot be read")
         _check_overlap(entries, start)
@@ -193,15 +194,17 @@ class Walk:
         name = entry.name.replace("\\", "/")
         if entry.method == 0:
             self._count(entry.packed)
-            return Part(entry.packed, archive.start + start, archive.file, archive.path, name)
+            part = Part(entry.packed, archive.start + start, archive.file, archive.path, name)
+            _check_sum(entry, _sum_of(part))
+            return part
         if entry.method != 8:
             raise UnsupportedError("the archive is packed with a method other than deflate; make a plain ZIP of it")
-        return self._inflate(archive, start, entry.packed, name)
+        return self._inflate(archive, start, entry, name)
 
-    def _inflate(self, archive: Part, start: int, packed: int, name: str) -> Part:
-        begin = self._spool.begin()
+    def _inflate(self, archive: Part, start: int, entry: _Entry, name: str) -> Part:
+        begin, check = self._spool.begin(), 0
         inflater = isal_zlib.decompressobj(-15)
-        end = start + packed
+        end = start + entry.packed
         try:
             while start < end and not inflater.eof:
                 piece = archive.read(start, min(CHUNK, end - start))
@@ -210,11 +213,13 @@ class Walk:
                     data = inflater.decompress(piece, 4 * CHUNK)
                     self._count(len(data))
                     self._spool.write(data)
+                    check = isal_zlib.crc32(data, check)
                     piece = inflater.unconsumed_tail
         except InflateError:
             raise InputError("the archive is damaged: a member cannot be unpacked") from None
         if not inflater.eof:
             raise InputError("the archive is damaged: a member is cut short")
+        _check_sum(entry, check)
         return self._spool.part(begin, name)
 
     def _count(self, count: int) -> None:
@@ -222,6 +227,20 @@ class Walk:
         if self._bytes > self._limits.max_archive_bytes:
             raise LimitError("the archive unpacks to too many bytes", limit="max_archive_bytes", value=self._limits.max_archive_bytes)
         check_ratio("the archive unpacks to far more than its size", self._bytes, self._packed, self._limits)
+
+
+def _sum_of(part: Part) -> int:
+    """CRC-32 of a part's bytes."""
+    check = 0
+    for offset in range(0, part.size, 4 * CHUNK):
+        check = isal_zlib.crc32(part.read(offset, 4 * CHUNK), check)
+    return check
+
+
+def _check_sum(entry: _Entry, found: int) -> None:
+    """A damaged member could still be an image, with wrong values. Writers that keep no sum leave 0."""
+    if entry.check not in (0, found):
+        raise InputError("the archive is damaged: the checksum of a member is wrong")
 
 
 def check_ratio(what: str, unpacked: float, packed: int, limits: Limits) -> None:

@@ -37,7 +37,7 @@ def read_path(path: Path, *, limits: Limits, series_uid: str | None = None, moda
 
     def read() -> Volume:
         if path.is_dir():
-            return _finish(_parts(_folder(path), limits, series_uid), modality)
+            return _walked(path, limits, series_uid, modality)
         if not path.is_file():
             raise InputError("there is no such file or folder")
         return _finish(_file(Part(path.stat().st_size, path=path, name=path.name), limits, series_uid), modality)
@@ -109,13 +109,30 @@ def _parts(parts: Iterator[Part], limits: Limits, series_uid: str | None) -> Vol
     return _single(*others[0], limits)
 
 
-def _folder(root: Path) -> Iterator[Part]:
-    """All files under a folder, in the order of their names; symbolic links are not followed."""
+def _walked(root: Path, limits: Limits, series_uid: str | None, modality: str | None) -> Volume:
+    """What the files of a folder hold."""
+    links: list[Path] = []
+    try:
+        volume = _finish(_parts(_folder(root, links), limits, series_uid), modality)
+    except UnsupportedError as error:
+        if links:
+            raise UnsupportedError(f"{error.message}; {len(links)} symbolic links were not followed") from None
+        raise
+    if links:
+        volume = volume.with_modality(volume.modality, volume.unit, f"{len(links)} symbolic links were not followed.")
+    return volume
+
+
+def _folder(root: Path, links: list[Path]) -> Iterator[Part]:
+    """All files under a folder, in the order of their names. Symbolic links may lead out of it, so they are only counted."""
     for folder, folders, names in os.walk(root, followlinks=False):
         folders.sort()
+        links += [path for name in folders if (path := Path(folder, name)).is_symlink()]
         for name in sorted(names):
             path = Path(folder, name)
-            if not path.is_symlink() and path.is_file():
+            if path.is_symlink():
+                links.append(path)
+            elif path.is_file():
                 yield Part(path.stat().st_size, path=path, name=name)
 
 
