@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from isocenter.core.errors import CancelledError, UnknownPromptError, UnsupportedError, UsageError
 from isocenter.core.geometry import Grid, reorient
 from isocenter.core.model import ModelContext
-from isocenter.core.phantom import Phantom, phantom
+from isocenter.core.phantom import Phantom, phantom, turned
 from isocenter.core.volume import Volume
 from isocenter.models.tissue import SPEC, Tissue
 
@@ -39,7 +39,17 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("body", 0.98), ("lungs", 0.96), ("lung_left", 0.96), ("lung_right", 0.96), ("airways", 0.75), ("bone", 0.75), ("fat", 0.85), ("muscle", 0.6)],
+    [
+        ("body", 0.98),
+        ("lungs", 0.96),
+        ("lung_left", 0.96),
+        ("lung_right", 0.96),
+        ("airways", 0.75),
+        ("bone", 0.75),
+        ("fat", 0.85),
+        ("muscle", 0.7),
+        ("liver", 0.88),
+    ],
 )
 def test_the_phantom_is_found(torso: Phantom, model: Tissue, name: str, least: float) -> None:
     (found,) = model.find(torso.volume, [name])
@@ -55,16 +65,24 @@ ORIENTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def coarse() -> Volume:
+    return phantom((32, 40, 40)).volume
+
+
 @given(orientation=st.sampled_from(ORIENTATIONS))
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_orientation_gives_the_same_anatomy(torso: Phantom, orientation: str) -> None:
-    turned = phantom(SIZE, orientation=orientation).volume
-    assert turned.grid.orientation == orientation
-    names = ["lung_left", "bone"]
-    fresh = Tissue()
-    for a, b in zip(fresh.find(torso.volume, names), fresh.find(turned, names), strict=True):
-        assert b.mask.shape == turned.shape
-        assert (reorient(b.mask, turned.grid) == a.mask).all()
+@settings(max_examples=48, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_orientation_gives_the_same_anatomy(coarse: Volume, model: Tissue, orientation: str) -> None:
+    names = ["lung_left", "bone", "liver"]
+    array = reorient(coarse.array, coarse.grid, orientation)
+    other = Volume.on_grid(array, turned(coarse.grid, orientation), modality="CT", unit="HU")
+    assert other.grid.orientation == orientation
+    for a, b in zip(model.find(coarse, names), model.find(other, names), strict=True):
+        assert a.mask.any()
+        assert b.mask.shape == other.shape
+        assert (reorient(b.mask, other.grid) == a.mask).all()
+        assert (reorient(b.probability, other.grid) == a.probability).all()
+        assert a.presence == b.presence
 
 
 @given(one=st.floats(0, 0.99), other=st.floats(0, 0.99), name=st.sampled_from(["lungs", "bone", "fat", "body"]))
@@ -98,6 +116,7 @@ def test_probabilities_are_graded(torso: Phantom, model: Tissue) -> None:
         ("the bronchi", "airways"),
         ("muscles", "muscle"),
         ("bowel gas", "air"),
+        ("hepatic parenchyma", "liver"),
     ],
 )
 def test_other_words_are_understood(torso: Phantom, model: Tissue, words: str, name: str) -> None:
@@ -157,9 +176,67 @@ def test_a_single_slice_is_answered(torso: Phantom, model: Tissue, name: str, le
 @pytest.mark.parametrize("fill", [-1000, 0, 60])
 def test_nothing_is_found_in_nothing(model: Tissue, fill: int) -> None:
     blank = Volume(np.full((12, 20, 20), fill, np.int16), modality="CT")
-    for found in model.find(blank, ["lungs", "lung left", "airways", "bone", "air"]):
+    for found in model.find(blank, ["lungs", "lung left", "airways", "bone", "air", "liver"]):
         assert not found.mask.any()
         assert found.presence < 0.1
+
+
+def test_an_anisotropic_scan_is_answered(model: Tissue) -> None:
+    thick = phantom((40, 160, 96), (4.0, 2.4, 9.0))
+    for name, least in (("lungs", 0.96), ("lung_right", 0.96), ("liver", 0.85), ("body", 0.98)):
+        (found,) = model.find(thick.volume, [name])
+        assert dice(found.mask, thick.masks[name]) >= least, name
+
+
+def test_lungs_that_touch_are_parted(model: Tissue) -> None:
+    made = phantom(SIZE, noise_hu=0)
+    array = np.array(made.volume.array, np.int16)
+    x = SIZE[2] // 2
+    bridge = np.s_[36:44, 22:26, x - 6 : x + 6]  # lung tissue in front of the heart, from one side to the other
+    array[bridge] = np.where(array[bridge] < 100, -850, array[bridge])
+    joined = replace(made.volume, array=array, key="")
+    left, right = model.find(joined, ["left lung", "right lung"])
+    assert not (left.mask & right.mask).any()
+    assert dice(left.mask, made.masks["lung_left"]) > 0.95
+    assert dice(right.mask, made.masks["lung_right"]) > 0.95
+
+
+def test_the_table_is_no_part_of_the_body(model: Tissue) -> None:
+    made = phantom((20, 128, 128), (3.0, 3.0, 4.0))
+    back = int(np.argwhere(made.masks["body"])[:, 1].max())
+    array = np.array(made.volume.array, np.int16)
+    array[:, back + 2 : back + 4, 20:108] = 40  # a plate as dense as flesh, 6 mm thick, close behind the patient
+    (found,) = model.find(replace(made.volume, array=array, key=""), ["body"])
+    assert not found.mask[:, back + 2 :].any()
+    assert dice(found.mask, made.masks["body"]) > 0.98
+
+
+def test_several_prompts_share_one_analysis(torso: Phantom) -> None:
+    tissue = Tissue()
+    tissue.find(torso.volume, ["lungs"])
+    (first,) = tissue._scenes.values()
+    both = tissue.find(torso.volume, ["lungs", "Lung", "body"])
+    assert next(iter(tissue._scenes.values())) is first
+    assert both[0].mask is both[1].mask
+    assert both[1].prompt == "Lung"
+    tissue.close()
+    assert not tissue._scenes
+
+
+def test_few_analyses_are_kept(model: Tissue) -> None:
+    tissue = Tissue()
+    for value in range(7):
+        tissue.find(Volume(np.full((4, 8, 8), value, np.int16), modality="CT"), ["body"])
+    assert len(tissue._scenes) == 4
+
+
+def test_odd_values_do_no_harm(torso: Phantom, model: Tissue) -> None:
+    array = np.array(torso.volume.array, np.float32)
+    array[:, :3] = np.nan
+    array[:, 3:5] = np.inf
+    array[:, 5:6] = -3024
+    (found,) = model.find(replace(torso.volume, array=array, key=""), ["lungs"])
+    assert dice(found.mask, torso.masks["lungs"]) > 0.96
 
 
 def test_the_spec_names_what_the_model_finds() -> None:

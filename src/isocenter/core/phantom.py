@@ -20,7 +20,7 @@ from isocenter.core._torso import CODE, LESIONS, NAMES, Array, Lesion, Part, ana
 from isocenter.core.geometry import Grid, Triple, axes_towards, reorient
 from isocenter.core.volume import Volume
 
-__all__ = ["LESIONS", "Lesion", "Phantom", "phantom"]
+__all__ = ["LESIONS", "Lesion", "Phantom", "phantom", "turned"]
 
 #: Length in mm that the default spacing spreads over the shape's x, y and z.
 FIELD = (384.0, 384.0, 384.0)
@@ -83,17 +83,16 @@ def phantom(
         values += _noise(rng, values.shape, noise_hu)
         hu[rows] = np.clip(np.rint(values), -1024, 3071)
     grid = Grid(shape, step, origin)
-    turned = _turn(grid, orientation)
     hu = np.ascontiguousarray(reorient(hu, grid, orientation), dtype=np.int16)
     truth = np.ascontiguousarray(reorient(truth, grid, orientation), dtype=np.uint8)
     masks = {name: truth == code for name, code in CODE.items() if name not in ("outside", "table", "soft", "sternum")}
     masks |= {name: np.isin(truth, [CODE[n] for n in names]) for name, names in UNIONS.items()}
     masks["liver"] = masks["liver"] | masks["lesion_1"] | masks["lesion_2"]
-    return Phantom(Volume.on_grid(hu, turned, modality="CT", unit="HU"), masks, tuple(lesions))
+    return Phantom(Volume.on_grid(hu, turned(grid, orientation), modality="CT", unit="HU"), masks, tuple(lesions))
 
 
-def _turn(grid: Grid, orientation: str) -> Grid:
-    """The grid of an LPS array of `grid` after `reorient(..., orientation)`."""
+def turned(grid: Grid, orientation: str) -> Grid:
+    """The grid of an array of `grid` after `reorient(array, grid, orientation)`: the same patient along other axes."""
     axes, flips = axes_towards(grid, orientation)
     shape = [grid.shape[a] for a in axes]
     affine = np.eye(4)

@@ -48,22 +48,21 @@ def airways(scene: Scene) -> Mask:
     if scene.flat or not gas.any() or scene.plane != 0:
         return np.zeros_like(gas)
     labels, sizes = shapes.components(shapes.dilate(gas, 0.8 * scene.voxel, scene.spacing) & scene.aerated & ~scene.lungs)
-    lungs = scene.lungs
-    z, y, x = scene.working.axis(0), scene.working.axis(1), scene.working.axis(2)
-    floor = _lowest(scene, lungs)
-    spine = scene.spine
-    kept = []
-    for number in np.flatnonzero(sizes[1:] >= 6) + 1:
-        part = labels == number
-        heights = np.flatnonzero(part.any(axis=(1, 2)))
-        tall = len(heights) * scene.spacing[0]
-        area = part.sum(axis=(1, 2))[heights] * scene.spacing[1] * scene.spacing[2]
-        middle = [float((axis * part.sum(axis=tuple(a for a in range(3) if a != i))).sum() / part.sum()) for i, axis in enumerate((z, y, x))]
-        high = middle[0] > floor
-        central = spine is None or (abs(middle[2] - spine[1]) < 45 and -10 < spine[0] - middle[1] < 110)
-        if high and central and tall >= 25 and np.median(area) < 1100:
-            kept.append(int(number))
+    from scipy import ndimage
+
+    floor = _lowest(scene, scene.lungs)
+    boxes = ndimage.find_objects(labels)
+    kept = [int(n) for n in np.flatnonzero(sizes[1:] >= 6) + 1 if _tubular(scene, labels[boxes[n - 1]] == n, boxes[n - 1], floor)]
     return shapes.chosen(labels, kept)
+
+
+def _tubular(scene: Scene, part: Mask, box: tuple[slice, slice, slice], floor: float) -> bool:
+    """Whether a part (within its box) is a piece of airway: above `floor` (mm), in front of the spine, long and narrow."""
+    z, y, x = (float(np.average(scene.working.axis(i)[box[i]], weights=part.sum(axis=tuple(a for a in range(3) if a != i)))) for i in range(3))
+    area = part.sum(axis=(1, 2)) * scene.spacing[1] * scene.spacing[2]
+    spine = scene.spine
+    central = spine is None or (abs(x - spine[1]) < 45 and -10 < spine[0] - y < 110)
+    return bool(z > floor and central and len(part) * scene.spacing[0] >= 25 and np.median(area) < 1100)
 
 
 def _lowest(scene: Scene, lungs: Mask) -> float:

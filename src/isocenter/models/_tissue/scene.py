@@ -70,8 +70,10 @@ class Scene:
             return np.zeros_like(tissue)
         # Arms and legs are parts of their own; what is much smaller lies beside the patient.
         kept = np.flatnonzero(sizes >= 0.04 * sizes[1:].max())
-        core = shapes.chosen(labels, kept)
-        person = tissue & shapes.dilate(core, TABLE_MM + self.voxel / 2, self.spacing)
+        person = shapes.chosen(labels, kept)
+        # Back to the skin step by step through tissue, so that a table close by, but not touching, stays out.
+        for _ in range(round(TABLE_MM / self.voxel) + 1):
+            person = tissue & shapes.dilate(person, self.voxel, self.spacing)
         return ~self._around(person)
 
     def _around(self, person: Mask) -> Mask:
