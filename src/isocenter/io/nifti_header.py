@@ -112,7 +112,9 @@ def parse(head: bytes) -> Header:
     # Some writers leave it 0; the voxels then follow the header and its four flag bytes.
     start = max(int(offset), found.dtype.itemsize + 4) if offset < found.dtype.itemsize else int(offset)
     slope, inter = _scaling(float(found["scl_slope"]), float(found["scl_inter"]))
-    affine, notes = _affine(found, shape)
+    # Nonsense in the header gives nonsense here, which is refused right after.
+    with np.errstate(all="ignore"):
+        affine, notes = _affine(found, shape)
     head = head[: found.dtype.itemsize]
     return Header(head, shape, kind, COLOUR.get(code, 0), start, slope, inter, Grid.from_affine_ras(affine, shape), notes)
 
@@ -226,7 +228,9 @@ def build(array: NDArray[np.generic], grid: Grid, *, like: bytes | None = None, 
     if source is not None:
         for name in ("qform_code", "sform_code", "quatern", "qoffset", "srow", "xyzt_units"):
             header[name] = source[name]
-        header["pixdim"] = (*source["pixdim"][:4], 1, 1, 1, 1)
+        # A 2-D source may have a third spacing of 0, which is read as 1.
+        steps = np.where(source["pixdim"][1:4] == 0, 1, source["pixdim"][1:4])
+        header["pixdim"] = (source["pixdim"][0], *steps, 1, 1, 1, 1)
     else:
         _place(header, grid)
     return header.tobytes() + bytes(4)

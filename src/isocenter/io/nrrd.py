@@ -246,7 +246,7 @@ def write_segmentation(result: Segmentation) -> bytes:
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
-        "isocenter_provenance": json.dumps(result.provenance.as_dict()),
+        "isocenter_provenance": provenance_json(result),
     }
     for index, label in enumerate(result.labels):
         red, green, blue = label.colour or (128, 174, 128)
@@ -262,6 +262,11 @@ def write_segmentation(result: Segmentation) -> bytes:
             f"Segment{index}_Tags": f"TerminologyEntry:{_terminology(label.category, label.type)}|",
         }
     return write(result.mask, result.grid, keys=keys)
+
+
+def provenance_json(result: Segmentation) -> str:
+    """How the answer came about, on one line."""
+    return json.dumps(result.provenance.as_dict(), default=str)
 
 
 def _extent(inside: NDArray[np.bool_]) -> str:

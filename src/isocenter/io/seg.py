@@ -216,9 +216,9 @@ def _code(code: Code | None) -> Any:
 def _parameters(result: Segmentation) -> str:
     """The provenance as JSON; long lists of prompts are left to their number."""
     facts = result.provenance.as_dict()
-    text = json.dumps(facts)
+    text = json.dumps(facts, default=str)
     if len(text) > _MAX_PARAMETERS:
-        text = json.dumps({**facts, "prompts": len(result.provenance.prompts)})
+        text = json.dumps({**facts, "prompts": len(result.provenance.prompts)}, default=str)
     return text[:_MAX_PARAMETERS]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,11 +35,11 @@ def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
     if kind in (".nii", ".nii.gz"):
         return nifti.write(result.mask, result.grid, header=nifti_header_of(volume), compress=kind == ".nii.gz", description=_description(result))
     if kind == ".nrrd":
-        return nrrd.write(result.mask, result.grid, keys={"isocenter_provenance": json.dumps(result.provenance.as_dict())})
+        return nrrd.write(result.mask, result.grid, keys={"isocenter_provenance": nrrd.provenance_json(result)})
     if kind == ".seg.nrrd":
         return nrrd.write_segmentation(result)
     if kind == ".npz":
-        return npz.write({"seg": result.mask, "provenance": np.frombuffer(json.dumps(result.provenance.as_dict()).encode(), np.uint8)})
+        return npz.write({"seg": result.mask, "provenance": np.frombuffer(nrrd.provenance_json(result).encode(), np.uint8)})
     if kind == ".png":
         return _png(result)
     from isocenter.io import seg
@@ -50,7 +48,7 @@ def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
 
 
 def encode_image(volume: Volume, suffix: str) -> bytes:
-    """The bytes of a scan itself: `.nii`, `.nii.gz`, `.nrrd`, `.npz`, or `.png` for an 8-bit picture."""
+    """The bytes of a scan itself: `.nii`, `.nii.gz`, `.nrrd` or `.npz`."""
     kind = suffix_of(suffix)
     if kind in (".nii", ".nii.gz"):
         return nifti.write(volume.array, volume.grid, header=nifti_header_of(volume), compress=kind == ".nii.gz")
