@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from isocenter.core.errors import InputError, UnsupportedError
 from isocenter.io import door
@@ -137,6 +137,31 @@ def test_float_pixels() -> None:
     dataset.FloatPixelData = pixels.tobytes()
     found = read_bytes(data_of(dataset)).array[0]
     np.testing.assert_array_equal(found, pixels)
+
+
+@pytest.mark.parametrize(("syntax", "count"), [(ExplicitVRLittleEndian, 80), (DeflatedExplicitVRLittleEndian, 24), (RLELossless, 80)])
+def test_memory_stays_near_the_array(tmp_path: Path, syntax: str, count: int) -> None:
+    """Not more than 2.2 times the int16 array, whatever the files are."""
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():
+        pytest.skip("needs Linux")
+
+    def field(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+    datasets = stack(np.tile(voxels((1, 512, 512), dtype=np.uint16) // 16, (count, 1, 1)), RescaleIntercept=-1024, syntax=syntax)
+    if syntax == RLELossless:
+        datasets = stack(np.tile(voxels((1, 512, 512), dtype=np.uint16) // 16, (count, 1, 1)), RescaleIntercept=-1024)
+        for dataset in datasets:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+    save(tmp_path, datasets)
+    del datasets
+    door.read_path(tmp_path, limits=LIMITS)
+    clear.write_text("5")
+    before = field("VmRSS")
+    volume = door.read_path(tmp_path, limits=LIMITS)
+    assert field("VmHWM") - before < 2.2 * volume.array.nbytes
 
 
 @pytest.mark.parametrize(

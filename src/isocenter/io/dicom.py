@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -182,5 +183,7 @@ def _decode(values: Values, images: list[Slice], packed: list[int], limits: Limi
         if id(image.header) not in pieces:
             pieces[id(image.header)] = pixels_frames.frames(image.part, image.header.pixel_offset, image.frames)
         frames.append(pixels.Frame(image.part, pieces[id(image.header)][image.frame], image.form))
-    for index, samples in pixels.decode(frames, limits):
-        values.put(packed[index], samples, images[packed[index]])
+    # Closed at once when a slice is refused: its decoders would else be held as long as the error is.
+    with contextlib.closing(pixels.decode(frames, limits)) as decoded:
+        for index, samples in decoded:
+            values.put(packed[index], samples, images[packed[index]])

@@ -144,7 +144,7 @@ def _single(part: Part, kind: str, limits: Limits) -> Volume:
     if part.path is not None and part.start == 0:
         with part.path.open("rb") as file:
             return read(file, part.size, limits=limits)
-    return read(io.BufferedReader(_Window(part)), part.size, limits=limits)
+    return read(io.BufferedReader(_Window(part), 1 << 18), part.size, limits=limits)
 
 
 class _Window(io.RawIOBase):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -237,7 +237,7 @@ def prepare(limits: Limits, count: int = 1) -> None:
         _POOL.start(min(count, os.cpu_count() or 1), limits)
 
 
-def decode(frames: Sequence[Frame], limits: Limits) -> Iterator[tuple[int, NDArray[np.generic]]]:
+def decode(frames: Sequence[Frame], limits: Limits) -> Generator[tuple[int, NDArray[np.generic]]]:
     """Yields (index, samples) for all frames, in any order; samples are (rows, columns[, 3]) and valid until the next step.
 
     Raises `InputError` for frames that cannot be decoded, `LimitError` for those that take too long or too much memory.
