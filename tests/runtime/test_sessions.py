@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isocenter.core.prompts import Box, Point, Prompt
-from isocenter.runtime.sessions import Sessions, changes, union
+from isocenter.core.prompts import Box, Point, Prompt, overlap, union
+from isocenter.runtime.sessions import Sessions, changes
 
 
 class Recorder:
@@ -88,6 +88,8 @@ def test_old_sessions_are_swept() -> None:
     assert sessions.sweep() == 1
 
 
-def test_union_of_boxes() -> None:
+def test_union_and_overlap_of_boxes() -> None:
     assert union(None, None) is None
+    assert overlap(Box((0, 0, 0), (3, 3, 3)), Box((2, 1, 0), (9, 9, 9))) == Box((2, 1, 0), (3, 3, 3))
+    assert overlap(Box((0, 0, 0), (3, 3, 3)), Box((3, 0, 0), (9, 9, 9))) is None
     assert union(Box((1, 2, 3), (2, 3, 4)), Box((0, 5, 3), (1, 6, 9))) == Box((0, 2, 3), (2, 6, 9))

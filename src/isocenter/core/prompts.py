@@ -52,6 +52,24 @@ class Box:
         return slice(self.lo[0], self.hi[0]), slice(self.lo[1], self.hi[1]), slice(self.lo[2], self.hi[2])
 
 
+def union(a: Box | None, b: Box | None) -> Box | None:
+    """The smallest box that holds both; None stands for nothing."""
+    if a is None or b is None:
+        return a or b
+    z, y, x = (min(p, q) for p, q in zip(a.lo, b.lo, strict=True))
+    z1, y1, x1 = (max(p, q) for p, q in zip(a.hi, b.hi, strict=True))
+    return Box((z, y, x), (z1, y1, x1))
+
+
+def overlap(a: Box | None, b: Box | None) -> Box | None:
+    """The box of voxels that lie in both; None stands for nothing."""
+    if a is None or b is None:
+        return None
+    z, y, x = (max(p, q) for p, q in zip(a.lo, b.lo, strict=True))
+    z1, y1, x1 = (min(p, q) for p, q in zip(a.hi, b.hi, strict=True))
+    return Box((z, y, x), (z1, y1, x1)) if z < z1 and y < y1 and x < x1 else None
+
+
 @dataclass(frozen=True)
 class Scribble:
     """A freehand line through voxels (z, y, x); neighbours in the path are joined by straight lines."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isocenter.core.errors import PromptError, UsageError
 from isocenter.core.geometry import onto
 from isocenter.core.model import ModelSpec, Task
-from isocenter.core.prompts import Box, Lasso, Scribble, rasterise
+from isocenter.core.prompts import Box, Lasso, Scribble, rasterise, union
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
@@ -31,7 +31,6 @@ from isocenter.http.operations import VERSION
 from isocenter.io import write
 from isocenter.io.upload import Upload
 from isocenter.io.wire_mask import WireMask
-from isocenter.runtime.sessions import union
 from isocenter.service import Clicked
 
 router = APIRouter(tags=["MONAI Label"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError
 from isocenter.core.geometry import Grid
-from isocenter.core.prompts import Box
+from isocenter.core.prompts import Box, overlap, union
 from isocenter.io import gz, nifti_header
 
 
@@ -46,8 +46,8 @@ class WireMask:
             raise GeometryError(f"the mask has shape {tuple(mask.shape)}, its image {self._shape}")
         found = _bounds(mask, box)
         # What was painted before must be wiped out, too; everything else in the box is and stays empty.
-        todo = _union(found, _common(self._painted, box))
-        self._painted = _union(self._painted, found)
+        todo = union(found, overlap(self._painted, box))
+        self._painted = union(self._painted, found)
         if todo is None:
             return
         z, y, x = todo.slices
@@ -103,19 +103,3 @@ def _bounds(mask: NDArray[np.generic], box: Box) -> Box | None:
     z, y, x = box.lo
     lo = (z + int(planes[0]), y + int(rows[0]), x + int(columns[0]))
     return Box(lo, (z + int(planes[-1]) + 1, y + int(rows[-1]) + 1, x + int(columns[-1]) + 1))
-
-
-def _union(a: Box | None, b: Box | None) -> Box | None:
-    if a is None or b is None:
-        return a or b
-    low, high = np.minimum(a.lo, b.lo).tolist(), np.maximum(a.hi, b.hi).tolist()
-    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
-
-
-def _common(a: Box | None, b: Box) -> Box | None:
-    if a is None:
-        return None
-    low, high = np.maximum(a.lo, b.lo).tolist(), np.minimum(a.hi, b.hi).tolist()
-    if any(p >= q for p, q in zip(low, high, strict=True)):
-        return None
-    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))

@@ -19,7 +19,7 @@ import numpy as np
 from blake3 import blake3
 
 from isocenter.core.model import Interaction
-from isocenter.core.prompts import Box, MaskPrompt, Prompt
+from isocenter.core.prompts import Box, MaskPrompt, Prompt, union
 
 Key = tuple[Hashable, ...]
 
@@ -85,15 +85,6 @@ class Session:
             changed = union(changed, self.interaction.add([prompts[index]]))
             self.said.append(identities[index])
         return changed
-
-
-def union(a: Box | None, b: Box | None) -> Box | None:
-    """The smallest box that holds both."""
-    if a is None or b is None:
-        return a or b
-    z, y, x = (min(p, q) for p, q in zip(a.lo, b.lo, strict=True))
-    z1, y1, x1 = (max(p, q) for p, q in zip(a.hi, b.hi, strict=True))
-    return Box((z, y, x), (z1, y1, x1))
 
 
 class Sessions:
