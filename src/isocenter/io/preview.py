@@ -101,8 +101,13 @@ def _centre(shape: tuple[int, ...], mask: NDArray[np.generic] | None) -> list[in
     if mask is None:
         return [n // 2 for n in shape]
     inside = mask != 0
-    counts = [np.count_nonzero(inside, axis=(1, 2)), np.count_nonzero(inside, axis=(0, 2)), np.count_nonzero(inside, axis=(0, 1))]
-    return [int(np.argmax(c)) if c.any() else n // 2 for c, n in zip(counts, shape, strict=True)]
+    slices = np.flatnonzero(inside.any(axis=(1, 2)))
+    if not slices.size:
+        return [n // 2 for n in shape]
+    body = inside[slices[0] : slices[-1] + 1].view(np.uint8)
+    flat = body.sum(axis=0, dtype=np.int64)
+    counts = [body.sum(axis=(1, 2), dtype=np.int64), flat.sum(axis=1), flat.sum(axis=0)]
+    return [int(np.argmax(counts[0])) + int(slices[0]), int(np.argmax(counts[1])), int(np.argmax(counts[2]))]
 
 
 def _window(volume: Volume, planes: list[_Plane], array: NDArray[np.generic], labels: list[Label]) -> tuple[float, float]:
@@ -133,7 +138,9 @@ def _legend(labels: list[Label], result: Segmentation | None, volume: Volume) ->
     """(label value, name, size) of each label; value 0 is the line that stands for those left out."""
     if result is None:
         return []
-    counts = np.bincount(result.mask.ravel(), minlength=max((label.value for label in labels), default=0) + 1)
+    counts = np.zeros(65536, np.int64)
+    for plane in result.mask:  # bincount takes eight bytes a voxel
+        counts += np.bincount(plane.ravel(), minlength=65536)
     lines = [(label.value, label.name.replace("_", " "), _amount(int(counts[label.value]), volume)) for label in labels[:_MOST_LABELS]]
     more = len(labels) - len(lines)
     return [*lines, (0, f"and {more} more", "")] if more > 0 else lines
