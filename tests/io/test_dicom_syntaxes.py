@@ -99,6 +99,26 @@ def test_lossless_series(tmp_path: Path, syntax: str, dtype: Any) -> None:
     assert pydicom.dcmread(io.BytesIO(volume.source.headers[0])).file_meta.TransferSyntaxUID == syntax
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLosslessProcess14", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_written_by_gdcm(tmp_path: Path, syntax: str, dtype: Any) -> None:
+    gdcm = pytest.importorskip("gdcm")
+    pixels_ = voxels((1, 48, 40), dtype=dtype)[0]
+    (tmp_path / "plain").write_bytes(data_of(image(pixels_)))
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(tmp_path / "plain"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(tmp_path / "packed"))
+    assert writer.Write()
+    volume = door.read_path(tmp_path / "packed", limits=LIMITS)
+    np.testing.assert_array_equal(volume.array[0], pixels_)
+
+
 def test_broken_high_throughput_jpeg_2000_is_refused() -> None:
     dataset = image(voxels()[0])
     dataset.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
