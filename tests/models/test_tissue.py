@@ -230,6 +230,16 @@ def test_few_analyses_are_kept(model: Tissue) -> None:
     assert len(tissue._scenes) == 4
 
 
+def test_a_picture_with_a_narrow_window_says_what_it_lost(torso: Phantom, model: Tissue) -> None:
+    z = 20
+    array = np.clip(np.array(torso.volume.array[z : z + 1], np.int16), -160, 240)
+    lungs, body = model.find(replace(torso.volume, array=array, key=""), ["lungs", "body"])
+    assert not lungs.mask.any()
+    assert any("cut off at -160 HU" in note for note in lungs.notes)
+    assert dice(body.mask, torso.masks["body"][z : z + 1]) > 0.95
+    assert not body.notes
+
+
 def test_odd_values_do_no_harm(torso: Phantom, model: Tissue) -> None:
     array = np.array(torso.volume.array, np.float32)
     array[:, :3] = np.nan

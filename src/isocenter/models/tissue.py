@@ -35,6 +35,8 @@ SPEC = ModelSpec(
     synonyms={word: name for name, words in SYNONYMS.items() for word in words},
     fallback=True,
 )
+#: What is found by air, which a picture with a narrow window no longer shows.
+NEED_AIR = ("lungs", "lung_left", "lung_right", "airways", "air")
 #: Scans whose analysis is kept: some 15 MB each.
 KEPT = 4
 
@@ -75,7 +77,10 @@ class Tissue:
                 straight_p = render(scene.working, place, straight, self._check)
                 probability = np.ascontiguousarray(restore(straight_p, volume.grid), np.uint8)
                 mask = np.asarray(probability > 255 * threshold, np.uint8)
-                done[name] = Finding(prompt, label(name), mask, probability, place.presence, place.notes)
+                notes: tuple[str, ...] = ()
+                if scene.floor_hu is not None and name in NEED_AIR:
+                    notes = (f"the values are cut off at {scene.floor_hu:.0f} HU, so that air and lung cannot be told from the surroundings",)
+                done[name] = Finding(prompt, label(name), mask, probability, place.presence, notes)
             known = done[name]
             findings.append(Finding(prompt, known.label, known.mask, known.probability, known.presence, known.notes))
         self._step(1.0, "done")

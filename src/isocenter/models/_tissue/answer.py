@@ -39,12 +39,11 @@ class Place:
     ramp: Ramp
     solid: Field | None
     presence: float
-    notes: tuple[str, ...] = ()
 
 
-def nowhere(shape: tuple[int, ...], presence: float = 0.02, *notes: str) -> Place:
+def nowhere(shape: tuple[int, ...], presence: float = 0.02) -> Place:
     """The answer for a structure that is not in the scan."""
-    return Place(np.zeros(shape, np.float32), Ramp(0, 0, 1), None, presence, notes)
+    return Place(np.zeros(shape, np.float32), Ramp(0, 0, 1), None, presence)
 
 
 def render(working: Working, place: Place, array: NDArray[np.generic], step: Callable[[], None]) -> NDArray[np.uint8]:

@@ -15,6 +15,8 @@ from isocenter.models._tissue.scene import SKIN_HU, Scene
 #: Half-way between lung and soft tissue.
 LUNG = Ramp(-2000, -425, 300)
 GAS = Ramp(-5000, -500, 400)
+#: Lower, since a bronchus has lung on all sides of its thin wall.
+LUMEN = Ramp(-5000, -600, 400)
 FAT = Ramp(-190, -30, 40)
 FLESH = Ramp(-29, 150, 40)
 BONE = Ramp(200, 1e5, 120)
@@ -38,7 +40,7 @@ def body(scene: Scene) -> Place:
     """The patient, cavities included, without the table."""
     mask = scene.body
     inside = shapes.erode(mask, 1.6 * scene.voxel, scene.spacing)
-    return Place(_near(scene, mask), Ramp(SKIN_HU, 1e5, 300), field(inside), _sure(_amount(scene, mask), 1))
+    return Place(_near(scene, mask), Ramp(scene.skin_hu, 1e5, 300 if scene.skin_hu == SKIN_HU else 20), field(inside), _sure(_amount(scene, mask), 1))
 
 
 def _lung(scene: Scene, mask: Mask, others: Mask) -> Place:
@@ -79,7 +81,7 @@ def airways(scene: Scene) -> Place:
     mask = scene.airways
     if not mask.any():
         return nowhere(mask.shape)
-    return Place(_near(scene, mask) * ~scene.lungs, Ramp(-5000, -600, 400), None, _sure(_amount(scene, mask), 2))
+    return Place(_near(scene, mask) * ~scene.lungs, LUMEN, None, _sure(_amount(scene, mask), 2))
 
 
 def air(scene: Scene) -> Place:
@@ -93,12 +95,6 @@ def bone(scene: Scene) -> Place:
     mask = scene.bone
     inside = shapes.erode(mask, 0.9 * scene.voxel, scene.spacing)
     return Place(_near(scene, mask, 1.5) * scene.body, BONE, field(inside), _sure(_amount(scene, mask), 1))
-
-
-def _away_from_air(scene: Scene) -> Mask:
-    """The body without the border of skin, lung and gas, where partial volume passes through every value."""
-    air = ~scene.body | (scene.hu < -300)
-    return ~shapes.dilate(air, 0.8 * scene.voxel, scene.spacing)
 
 
 def fat(scene: Scene) -> Place:

@@ -61,10 +61,21 @@ class Scene:
         return thin if self.hu.shape[thin] < 8 else 0
 
     @cached_property
+    def floor_hu(self) -> float | None:
+        """Where the values were cut off so high that air is no more told from fat (a picture with a window); else None."""
+        lowest = float(self.hu.min())
+        return lowest if lowest > AERATED_HU and float(np.mean(self.hu <= lowest + 1)) > 0.05 else None
+
+    @property
+    def skin_hu(self) -> float:
+        """What parts the patient from the air around."""
+        return SKIN_HU if self.floor_hu is None else self.floor_hu + 15
+
+    @cached_property
     def body(self) -> Mask:
         """The patient with all cavities filled."""
         self._step("finding the body")
-        tissue = self.hu > SKIN_HU
+        tissue = self.hu > self.skin_hu
         labels, sizes = shapes.components(shapes.opened(tissue, TABLE_MM, self.spacing))
         if len(sizes) < 2:
             return np.zeros_like(tissue)
