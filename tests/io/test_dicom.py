@@ -83,6 +83,22 @@ def test_a_series_can_be_asked_for(tmp_path: Path) -> None:
         door.read_path(tmp_path, limits=LIMITS, series_uid="1.9.3")
 
 
+def test_series_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> None:
+    array = voxels()
+    odd = image(voxels(dtype=np.uint8)[0], series="1.9.9", PhotometricInterpretation="PALETTE COLOR")
+    broken = image(voxels()[0], series="1.9.8", ImageOrientationPatient=[0] * 6)
+    volume = read(tmp_path, [*stack(array), odd, broken])
+    np.testing.assert_array_equal(volume.array, array)
+    assert "2 other series" in volume.source.notes[-1]
+    with pytest.raises(UnsupportedError):
+        door.read_path(tmp_path, limits=LIMITS, series_uid="1.9.9")
+
+
+def test_an_image_that_cannot_be_read_is_not_left_out_of_its_series(tmp_path: Path) -> None:
+    with pytest.raises(GeometryError, match="orientation"):
+        read(tmp_path, [*stack(voxels()), image(voxels()[0], ImageOrientationPatient=[0] * 6)])
+
+
 def test_localizers_and_other_sizes_are_left_out_with_a_note(tmp_path: Path) -> None:
     array = voxels()
     datasets = [*stack(array), image(voxels((1, 30, 30))[0], ImageOrientationPatient=[0, 1, 0, 0, 0, -1], number=9)]

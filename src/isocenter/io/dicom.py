@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import InputError, LimitError, UnsupportedError
+from isocenter.core.errors import GeometryError, InputError, LimitError, UnsupportedError
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Series, Source, Volume
 from isocenter.io import dicom_header, dicom_image, pixels, pixels_frames
@@ -29,8 +29,9 @@ _CODE = re.compile(r"[A-Z0-9_]{1,16}")
 
 
 class Scan:
-    """The images that have been seen so far, by series, and the kinds of objects that are no images.
+    """The images that have been seen so far, by series.
 
+    others: what objects that are no images are. refused: why series that hold other images cannot be read.
     Use it as a context manager: files that had to be inflated are kept until it is closed.
     """
 
@@ -38,6 +39,7 @@ class Scan:
         self.limits = limits
         self.series: dict[str, list[Slice]] = defaultdict(list)
         self.others: list[str] = []
+        self.refused: dict[str, InputError] = {}
         self._frames = 0
         self._compressed = 0
         self._spool = Spool()
@@ -54,7 +56,12 @@ class Scan:
         if words := dicom_image.not_an_image(header):
             self.others.append(words)
             return
-        found = dicom_image.slices(part, header, self.limits)
+        uid = _code(header.text(0x0020000E), _UID)
+        try:
+            found = dicom_image.slices(part, header, self.limits)
+        except (UnsupportedError, GeometryError) as error:
+            self.refused.setdefault(uid, error)  # no reason to refuse the other series
+            return
         for tag in dicom_header.GROUPS:
             header.values.pop(tag, None)  # the slices have what is in them, and they are long
         self._frames += len(found)
@@ -63,7 +70,7 @@ class Scan:
         if found[0].compressed:
             self._compressed += len(found)
             pixels.prepare(self.limits, 1 + self._compressed // FRAMES_EACH)
-        self.series[_code(header.text(0x0020000E), _UID)] += found
+        self.series[uid] += found
 
 
 def read(parts: Iterable[Part], *, limits: Limits, series_uid: str | None = None) -> Volume:
@@ -76,11 +83,17 @@ def read(parts: Iterable[Part], *, limits: Limits, series_uid: str | None = None
 
 def volume(scan: Scan, series_uid: str | None = None) -> Volume:
     """The volume of one series of a scan."""
+    if not scan.series and scan.refused:
+        raise next(iter(scan.refused.values()))
     if not scan.series:
         what = scan.others[0] if scan.others else "nothing that is DICOM"
         raise UnsupportedError(f"no image was found: this is {what}")
     found = tuple(_describe(uid, images) for uid, images in scan.series.items())
     uid, notes = _choose(found, series_uid, scan)
+    if uid in scan.refused:
+        raise scan.refused[uid]
+    if scan.refused:
+        notes.append(f"{len(scan.refused)} other series were found that cannot be read.")
     made = stack(scan.series[uid], scan.limits)
     images, grid = made.slices, made.grid
     if len(images) * images[0].form.rows * images[0].form.columns > scan.limits.max_voxels:
@@ -108,6 +121,8 @@ def _code(text: str, allowed: re.Pattern[str]) -> str:
 
 def _choose(found: tuple[Series, ...], wanted: str | None, scan: Scan) -> tuple[str, list[str]]:
     if wanted is not None:
+        if wanted in scan.refused:
+            raise scan.refused[wanted]
         if wanted not in scan.series:
             raise InputError("no image of the series that was asked for was found; found were: " + ", ".join(s.uid for s in found[:8]))
         return wanted, []
@@ -136,10 +151,11 @@ def _remarks(made: Stack) -> list[str]:
 def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tuple[bytes, ...]]:
     """The values of all slices, (z, y, x), and the headers of their files: one a slice, or the one of a multi-frame file."""
     values = Values(images)
-    if images[0].frames > 1 and len({id(s.header) for s in images}) == 1:
-        headers: tuple[bytes, ...] = (_header(images[0]),)
-    else:
-        headers = tuple(_header(image) for image in images)
+    owners = images[:1] if images[0].frames > 1 and len({id(s.header) for s in images}) == 1 else images
+    headers: tuple[bytes, ...] = ()
+    # Headers larger than the voxels are an attack on memory, or of no use to anyone.
+    if sum(image.header.end for image in owners) <= limits.max_header_bytes + values.array.nbytes:
+        headers = tuple(image.part.read(0, image.header.end) for image in owners)
     packed = [k for k, image in enumerate(images) if image.compressed]
     for k, image in enumerate(images):
         if not image.compressed:
@@ -147,10 +163,6 @@ def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tup
     if packed:
         _decode(values, images, packed, limits)
     return values.array, headers
-
-
-def _header(image: Slice) -> bytes:
-    return image.part.read(0, image.header.end)
 
 
 def _read(values: Values, index: int, image: Slice) -> None:

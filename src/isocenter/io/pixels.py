@@ -188,12 +188,17 @@ class _Pool:
                 raise BusyError("all decoders are busy with other images")
             taken: list[_Worker] = []
             while len(taken) < wanted and (self._idle or self._busy < most):
-                worker = self._idle.pop() if self._idle else _Worker(limits)
-                self._busy += 1
-                if worker.process.poll() is not None:  # died while idle
+                worker = self._idle.pop() if self._idle else None
+                if worker is not None and worker.process.poll() is not None:  # died while idle
                     worker.close(kill=True)
-                    worker = _Worker(limits)
-                taken.append(worker)
+                    worker = None
+                try:
+                    taken.append(worker or _Worker(limits))
+                except OSError:
+                    if taken:
+                        break  # the system has no room for more; these will do
+                    raise BusyError("no decoder can be started at the moment") from None
+                self._busy += 1
             return taken
 
     def give(self, workers: list[_Worker], limits: Limits) -> None:
