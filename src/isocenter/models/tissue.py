@@ -76,7 +76,7 @@ class Tissue:
                 place = PLACES[name](scene)
                 straight_p = render(scene.working, place, straight, self._check)
                 probability = np.ascontiguousarray(restore(straight_p, volume.grid), np.uint8)
-                mask = np.asarray(probability > 255 * threshold, np.uint8)
+                mask = (np.arange(256) / 255 > threshold).astype(np.uint8)[probability]
                 notes: tuple[str, ...] = ()
                 if scene.floor_hu is not None and name in NEED_AIR:
                     notes = (f"the values are cut off at {scene.floor_hu:.0f} HU, so that air and lung cannot be told from the surroundings",)
@@ -93,8 +93,8 @@ class Tissue:
                 f"tissue works on CT in Hounsfield units only; this image is {volume.modality or 'of unknown modality'}. "
                 "If it is a CT, say modality=CT; for other images `isocenter models list` names models that can be installed"
             )
-        if not 0 <= threshold < 1:
-            raise UsageError(f"threshold must lie in 0 <= threshold < 1, not {threshold:g}")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold must lie in 0 <= threshold <= 1, not {threshold:g}")
         names = [structure(prompt) for prompt in prompts]
         unknown = [prompt for prompt, name in zip(prompts, names, strict=True) if name is None]
         if unknown:
