@@ -10,12 +10,17 @@ from numpy.typing import NDArray
 from isocenter.core.prompts import Box
 from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Prepared
-from isocenter.models._geodesic.regions import Click, Family, families, score
+from isocenter.models._geodesic.regions import Click, Family, families, score, vote
 from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, decide, study, tables
 from isocenter.models._geodesic.window import BOUND, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
 
 FIRST, LATER = 220_000, 150_000
 """Working voxels in a window, at most: for the first prompt, and for corrections."""
+CLEARLY = 3.0
+"""A coarser look at a first prompt is believed when its best region scores higher than the finer one's by this much,
+or when the finer answer is cut off by its window."""
+ENOUGH = 0.2
+"""A window that holds this part of the volume is wide enough for any first answer."""
 EDGE = 0.02
 """Logit of a voxel that is kept where it was against its belief."""
 MARGIN = 5
@@ -51,8 +56,14 @@ def examine(
         return None
     if first:
         seen = views(prepared, belief, anchors, wrong)
-        best = [score(found, *table["first"].region).max() for _, found in seen]
-        click, found = seen[int(np.argmax(best))]
+        best = [float(score(found, *table["first"].region).max()) for _, found in seen]
+        chosen = 0
+        for level in range(1, len(seen)):
+            click, found = seen[chosen]
+            cut_off = click.window.faces(vote(found, *table["first"].region) > 0.5)
+            if cut_off or best[level] > best[chosen] + CLEARLY:
+                chosen = level
+        click, found = seen[chosen]
         return study(click, anchors, table["first"], found)
     room = _room(prepared, belief, wrong, positive)
     level = next((n for n in range(len(prepared.levels)) if _fits(prepared, n, wrong, room)), len(prepared.levels) - 1)
@@ -62,7 +73,7 @@ def examine(
 
 
 def views(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp]) -> list[tuple[Click, list[Family]]]:
-    """The nested regions around a first prompt at every resolution that has room for more than the prompt itself."""
+    """The nested regions around a first prompt, finest resolution first, until a window holds a good part of the volume."""
     extent = voxels.max(axis=0) - voxels.min(axis=0) + 1
     out = []
     for level, at in enumerate(prepared.levels):
@@ -71,6 +82,8 @@ def views(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], 
         window = _around(prepared, belief, level, voxels, FIRST, 0.0)
         click = _click(window, anchors, window.local(voxels), True, True)
         out.append((click, families(click)))
+        if window.fine.size > ENOUGH * np.prod(at.shape):
+            break
     return out
 
 

@@ -22,7 +22,7 @@ from isocenter.models._geodesic.window import F32, Anchor, Window, to_logit
 
 REACH = 4.0
 """A click changes nothing farther away than this many times its distance from the mask's outline."""
-LEAST = 12.0
+LEAST = 8.0
 """... but this many steps it always may."""
 CAP = 60.0
 """Distances are cut off here."""
