@@ -230,6 +230,44 @@ def test_an_enhanced_image_with_frames_in_any_order() -> None:
     assert len(volume.source.headers) == 1
 
 
+@pytest.mark.parametrize("gap", [3.0, -3.0])
+def test_nuclear_medicine_slices(gap: float) -> None:
+    """PS3.3 C.8.4.15: the sign of the spacing is the direction of stacking."""
+    array = voxels((4, 12, 10))
+    absent: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+    dataset = image(array[0], Modality="NM", NumberOfFrames=4, SpacingBetweenSlices=gap, FrameIncrementPointer=0x00540080, **absent)
+    detector = pydicom.Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [1, 2, 3], [1, 0, 0, 0, 1, 0]
+    dataset.DetectorInformationSequence = pydicom.Sequence([detector])
+    dataset.PixelData = array.tobytes()
+    volume = read_bytes(data_of(dataset))
+    np.testing.assert_array_equal(volume.array, array if gap > 0 else array[::-1])
+    assert volume.origin == (1.0, 2.0, 3.0 if gap > 0 else -6.0)
+    assert volume.spacing == (0.5, 0.75, 3.0)
+    assert volume.source.flipped == (gap < 0)
+
+
+def test_frames_in_time_do_not_lie_on_each_other() -> None:
+    array = voxels((4, 12, 10))
+    dataset = image(array[0], Modality="XA", NumberOfFrames=4, FrameIncrementPointer=0x00181063, FrameTime=30)
+    dataset.PixelData = array.tobytes()
+    volume = read_bytes(data_of(dataset))
+    np.testing.assert_array_equal(volume.array, array)
+    assert "stacked in their order" in volume.source.notes[-1]
+
+
+def test_an_enhanced_image_in_time_gives_the_first(tmp_path: Path) -> None:
+    array = voxels((6, 12, 10))
+    dataset = enhanced(array, [(0, 0, 3.0 * (k // 2)) for k in range(6)])
+    for k, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        content = pydicom.Dataset()
+        content.TemporalPositionIndex = 2 - k % 2
+        frame.FrameContentSequence = pydicom.Sequence([content])
+    volume = read_bytes(data_of(dataset))
+    np.testing.assert_array_equal(volume.array, array[1::2])
+    assert "2 images at each of 3 places" in volume.source.notes[0]
+
+
 def test_plain_frames_without_places(tmp_path: Path) -> None:
     array = voxels((4, 12, 10), dtype=np.uint8)
     absent: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))

@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -210,6 +212,32 @@ def test_several_readers_share_one_decoder() -> None:
     assert len(found) == 6
     assert len(set(found)) == 1
     assert len(workers()) == 1
+
+
+def test_a_program_that_reads_ends_cleanly(tmp_path: Path) -> None:
+    """Without `stop`: decoders start by themselves, and go with the program."""
+    (tmp_path / "scan").write_bytes(compressed())
+    code = (
+        "import sys; from pathlib import Path; from isocenter.core.settings import Limits; from isocenter.io import door, pixels\n"
+        "print(door.read_path(Path(sys.argv[1]), limits=Limits()).shape, *(w.process.pid for w in pixels._POOL._idle))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path / "scan")], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("(1, 64, 64)")
+    assert done.stderr == ""
+    for pid in done.stdout.split()[3:]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_a_ready_decoder_is_small() -> None:
+    pixels.stop()
+    pixels.start(1, LIMITS)
+    (pid,) = workers()
+    if not Path(f"/proc/{pid}/smaps_rollup").exists():
+        pytest.skip("needs Linux")
+    read_bytes(compressed())
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    assert int(next(line for line in lines if line.startswith("Pss:")).split()[1]) < 60_000
 
 
 def test_nothing_is_left_after_stop() -> None:

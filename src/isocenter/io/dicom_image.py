@@ -12,7 +12,7 @@ from isocenter.core.geometry import Triple
 from isocenter.core.settings import Limits
 from isocenter.io import dicom_elements, dicom_header
 from isocenter.io.archive import Part, check_ratio
-from isocenter.io.dicom_header import FRAME_GROUPS, SHARED_GROUPS, Header, decimals
+from isocenter.io.dicom_header import DETECTORS, FRAME_GROUPS, SHARED_GROUPS, Header, decimals
 from isocenter.io.pixels import Form
 
 #: Objects that are no images, by the beginning of their SOP class (PS3.4 annex B.5), most special first.
@@ -95,8 +95,8 @@ def slices(part: Part, header: Header, limits: Limits) -> list[Slice]:
     if "MOSAIC" in kinds:
         raise UnsupportedError("a Siemens mosaic holds many slices in one picture; convert it with dcm2niix and send the NIfTI file")
     plain = _plain(part, header, form, frames, "LOCALIZER" in kinds)
-    if frames == 1 and FRAME_GROUPS not in header.values:
-        return [plain]
+    if FRAME_GROUPS not in header.values:
+        return [plain] if frames == 1 else _frames(plain, header, limits)
     shared = _groups(header, SHARED_GROUPS, limits)
     frame_groups = _groups(header, FRAME_GROUPS, limits)
     if frame_groups and len(frame_groups) != frames:
@@ -219,6 +219,37 @@ def _spacing(value: tuple[float, ...] | None) -> tuple[float, float] | None:
     if len(value) != 2 or not all(1 / _FARTHEST <= v <= _FARTHEST for v in value):
         raise GeometryError("the pixel spacing of a DICOM image is not two positive numbers of this world")
     return value[0], value[1]
+
+
+def _frames(first: Slice, header: Header, limits: Limits) -> list[Slice]:
+    """The frames of an object without functional groups. Only reconstructed nuclear medicine says where they lie.
+
+    Its frames count slices (the frame increment pointer names the slice vector), and the sign of the spacing says whether
+    they follow along the normal or against it (PS3.3 C.8.4.15). The position of any other object is that of one frame, or
+    of none: they come in time, or in an order that nobody tells.
+    """
+    where: tuple[Triple | None, tuple[float, ...] | None] = None, None
+    gap = header.numbers(0x00180088)
+    if header.values.get(0x00280009) == struct.pack(header.encoding.order + "HH", 0x0054, 0x0080) and gap and _step(gap[0]):
+        detectors = dicom_elements.items(header.values.get(DETECTORS, b""), header.encoding, limits)
+        detector = dicom_elements.inside(detectors[0], header.encoding, limits) if detectors else {}
+        where = (
+            _position(decimals(detector.get(0x00200032))) or first.position,
+            _orientation(decimals(detector.get(0x00200037))) or first.orientation,
+        )
+    position, orientation = where
+    if position is None or orientation is None or gap is None:
+        return [replace(first, frame=k, number=k + 1, position=None, orientation=None) for k in range(first.frames)]
+    (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+    normal = b * f - c * e, c * d - a * f, a * e - b * d
+    return [
+        replace(first, frame=k, number=k + 1, position=_along(position, normal, k * gap[0]), orientation=orientation)
+        for k in range(first.frames)
+    ]  # fmt: skip
+
+
+def _along(start: Triple, normal: Triple, distance: float) -> Triple:
+    return start[0] + distance * normal[0], start[1] + distance * normal[1], start[2] + distance * normal[2]
 
 
 # -- enhanced objects (PS3.3 C.7.6.16) ---------------------------------------------------------------------------------
