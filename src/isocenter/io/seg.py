@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -33,6 +34,7 @@ _MAY_BE_EMPTY = (
 #: Longest text of AlgorithmParameters (LT) with room to spare.
 _MAX_PARAMETERS = 9000
 _DEFAULT_COLOUR = (128, 174, 128)
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def write(result: Segmentation, volume: Volume, *, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -> bytes:
@@ -48,8 +50,9 @@ def write(result: Segmentation, volume: Volume, *, kind: Literal["BINARY", "LABE
     if not result.labels:
         raise UsageError("a DICOM SEG needs at least one label")
     try:
-        # highdicom and pydicom warn of much in other people's headers that is not ours to repair.
-        with warnings.catch_warnings():
+        # highdicom and pydicom warn of much in other people's headers that is not ours to repair. Python's list of
+        # warnings to ignore belongs to the process, so one at a time.
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _build(result, volume, kind)
     except (KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
