@@ -85,7 +85,7 @@ def test_a_series_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_series_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> None:
     array = voxels()
-    odd = image(voxels(dtype=np.uint8)[0], series="1.9.9", PhotometricInterpretation="PALETTE COLOR")
+    odd = image(voxels(dtype=np.uint8)[0], series="1.9.9", BitsAllocated=1, BitsStored=1, HighBit=0)
     broken = image(voxels()[0], series="1.9.8", ImageOrientationPatient=[0] * 6)
     volume = read(tmp_path, [*stack(array), odd, broken])
     np.testing.assert_array_equal(volume.array, array)

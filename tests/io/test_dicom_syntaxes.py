@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_color_lut
 from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from isocenter.core.errors import InputError, IsocenterError, LimitError
@@ -72,6 +73,14 @@ def test_colour(name: str) -> None:
     volume = door.read_path(FILES / name, limits=LIMITS)
     # Uncompressed YBR keeps its own brightness, which turning it to RGB and back rounds and clips.
     np.testing.assert_allclose(np.asarray(volume.array, float), expected(FILES / name), atol=2 if "uncompressed" in name else 0.51)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_palette_colour() -> None:
+    dataset = pydicom.dcmread(FILES / "examples_palette.dcm")
+    colour = apply_color_lut(dataset.pixel_array, dataset) >> 8
+    volume = door.read_path(FILES / "examples_palette.dcm", limits=LIMITS)
+    np.testing.assert_allclose(np.asarray(volume.array[0], float), colour @ [0.299, 0.587, 0.114], atol=0.51)
 
 
 def test_jpeg_of_twelve_bits() -> None:

@@ -12,6 +12,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def seeds() -> dict[str, bytes]:
     packed, squeezed = image(voxels((1, 32, 32))[0]), image(voxels((1, 64, 64))[0])
     packed.compress(RLELossless)
     squeezed.compress(JPEG2000Lossless)
+    table = bytes(range(256))
+    palette: dict[str, Any] = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
+    tables: dict[str, Any] = {f"{name}PaletteColorLookupTableData": table for name in ("Red", "Green", "Blue")}
     files = {f"{k}": data_of(d) for k, d in enumerate(stack(voxels((3, 6, 5))))}
     found = {
         "explicit": data_of(plain),
@@ -57,6 +61,7 @@ def seeds() -> dict[str, bytes]:
         "deflated": data_of(image(voxels()[0], syntax=DeflatedExplicitVRLittleEndian)),
         "run lengths": data_of(packed),
         "jpeg 2000": data_of(squeezed),
+        "palette": data_of(image(voxels((1, 6, 5), dtype=np.uint8)[0], PhotometricInterpretation="PALETTE COLOR", **palette, **tables)),
         "enhanced": data_of(enhanced(voxels((3, 6, 5)), [(0, 0, k) for k in range(3)])),
         "stored": zipped(files, zipfile.ZIP_STORED),
         "zipped": zipped(files),

@@ -15,7 +15,7 @@ from isocenter.core.settings import Limits
 from isocenter.core.volume import Series, Source, Volume
 from isocenter.io import dicom_header, dicom_image, pixels, pixels_frames
 from isocenter.io.archive import Part, Spool
-from isocenter.io.dicom_image import Slice, too_many_frames
+from isocenter.io.dicom_image import MONOCHROME, Slice, too_many_frames
 from isocenter.io.dicom_resample import resample
 from isocenter.io.dicom_stack import Stack, stack
 from isocenter.io.dicom_values import Values, native, swapped
@@ -136,7 +136,7 @@ def _remarks(made: Stack) -> list[str]:
     """What reading the values did to them."""
     first = made.slices[0]
     notes = []
-    if first.form.samples == 3:
+    if first.form.photometric not in MONOCHROME:
         notes.append("The image is in colour; its brightness was read.")
     if first.form.photometric == "MONOCHROME1":
         notes.append("High values are shown dark (MONOCHROME1); the values are as stored.")
@@ -150,7 +150,7 @@ def _remarks(made: Stack) -> list[str]:
 
 def _load(images: list[Slice], limits: Limits) -> tuple[NDArray[np.generic], tuple[bytes, ...]]:
     """The values of all slices, (z, y, x), and the headers of their files: one a slice, or the one of a multi-frame file."""
-    values = Values(images)
+    values = Values(images, limits)
     owners = images[:1] if images[0].frames > 1 and len({id(s.header) for s in images}) == 1 else images
     headers: tuple[bytes, ...] = ()
     # Headers larger than the voxels are an attack on memory, or of no use to anyone.

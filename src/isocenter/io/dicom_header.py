@@ -47,12 +47,13 @@ class _MoreError(Exception):
 class Header:
     """What one file says before its pixels. values: raw bytes by tag. pixel_offset and pixel_length: the value of the
     element pixel_tag in the file; the length is -1 for encapsulated pixels
-    (PS3.5 annex A.4). end: where the header ends and the pixel element begins.
+    (PS3.5 annex A.4). start: where the dataset begins. end: where the header ends and the pixel element begins.
     """
 
     syntax: str
     encoding: Encoding
     values: dict[int, bytes]
+    start: int
     end: int
     pixel_tag: int
     pixel_offset: int
@@ -170,7 +171,7 @@ def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encodi
                 length = -1 if length == UNDEFINED else length
                 if length > size - begin:
                     raise InputError(DAMAGED + "it ends inside its pixels")
-                return Header(syntax, encoding, values, walker.element, tag, begin, length, size)
+                return Header(syntax, encoding, values, start, walker.element, tag, begin, length, size)
             if tag in WANTED:
                 end = walker.next if tag in GROUPS else min(walker.next, begin + _LONGEST)
                 if end > len(data):
@@ -178,7 +179,7 @@ def _dataset(data: bytes | bytearray, start: int, size: int, syntax: str, encodi
                 values[tag] = bytes(data[begin:end])
     except struct.error:
         raise _MoreError from None
-    return Header(syntax, encoding, values, size, 0, size, 0, size)
+    return Header(syntax, encoding, values, start, size, 0, size, 0, size)
 
 
 # -- deflated files ----------------------------------------------------------------------------------------------------

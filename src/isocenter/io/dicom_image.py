@@ -32,7 +32,7 @@ _NOT_IMAGES = (
     ("1.2.840.10008.1.3.10", "a DICOM directory"),
 )
 _NATIVE = {dicom_header.IMPLICIT, dicom_header.EXPLICIT, dicom_header.BIG_ENDIAN, dicom_header.GE_PRIVATE, dicom_header.DEFLATED}
-_MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 #: Positions (mm), spacings and steps beyond this are damage, and would overflow what is computed from them.
 _FARTHEST = 1e6
 #: The same for rescale slope and intercept: values must stay finite in 32 bits.
@@ -127,9 +127,9 @@ def _form(header: Header) -> Form:
         raise UnsupportedError(f"DICOM images of {allocated} bits a sample are not read")
     if not 0 < stored <= allocated:
         raise InputError("a DICOM image declares more bits stored than allocated")
-    if samples != (1 if photometric in (*_MONOCHROME, "PALETTE COLOR") else 3):
+    if samples != (1 if photometric in (*MONOCHROME, "PALETTE COLOR") else 3):
         raise InputError("a DICOM image declares a number of samples that does not fit its photometric interpretation")
-    if photometric not in (*_MONOCHROME, *_COLOUR) or (samples == 3 and allocated not in (8, 16)):
+    if photometric not in (*MONOCHROME, "PALETTE COLOR", *_COLOUR) or (samples == 3 and allocated not in (8, 16)):
         raise UnsupportedError("DICOM images of this photometric interpretation are not read")
     signed = header.number(0x00280103) == 1
     return Form(header.syntax, rows, columns, samples, allocated, stored, signed, photometric, header.number(0x00280006))

@@ -10,19 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.errors import InputError
+from isocenter.core.settings import Limits
 from isocenter.io.dicom_header import BIG_ENDIAN, GE_PRIVATE
-from isocenter.io.dicom_image import Slice
+from isocenter.io.dicom_image import MONOCHROME, Slice
+from isocenter.io.dicom_palette import LUMA, Palette
 from isocenter.io.pixels import Form
 
 _INT16 = np.iinfo(np.int16)
-#: Red, green and blue in brightness (ITU-R BT.601), as DICOM's own YBR has it (PS3.3 C.7.6.3.1.2).
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Values:
     """The volume being filled, (z, y, x): int16 until a slice comes that does not fit."""
 
-    def __init__(self, stack: list[Slice]) -> None:
+    def __init__(self, stack: list[Slice], limits: Limits) -> None:
+        self._limits = limits
+        self._palettes: dict[int, Palette] = {}
         form = stack[0].form
         shape = (len(stack), form.rows, form.columns)
         real = any(s.header.pixel_tag != 0x7FE00010 or s.slope % 1 or s.intercept % 1 for s in stack)
@@ -31,15 +33,17 @@ class Values:
     def raw(self, index: int, image: Slice) -> NDArray[np.int16] | None:
         """The place of a slice, to read stored 16-bit samples into; None where they need another. Then call `put` with it."""
         form = image.form
-        plain = form.samples == 1 and form.allocated == 16 and self.array.dtype == np.int16
+        plain = form.photometric in MONOCHROME and form.allocated == 16 and self.array.dtype == np.int16
         return self.array[index] if plain else None
 
     def put(self, index: int, samples: NDArray[np.generic], image: Slice) -> None:
         """Turn the stored samples of one slice, (y, x) or (y, x, 3), into values at `index`."""
         if samples.ndim == 3:
-            samples = np.rint(np.asarray(samples, np.float32) @ _LUMA).astype(np.int32)
+            samples = np.rint(np.asarray(samples, np.float32) @ LUMA).astype(np.int32)
         elif samples.dtype.kind != "f":
             samples = _significant(samples, image)
+        if image.form.photometric == "PALETTE COLOR":
+            samples = self._palette(image)(samples)
         if self.array.dtype == np.int16:
             if _fits(samples, image):
                 self._integral(index, samples, image)
@@ -49,6 +53,13 @@ class Values:
         with np.errstate(over="ignore", invalid="ignore"):
             values = samples.astype(np.float64) * image.slope + image.intercept
             self.array[index] = values.astype(np.float32)
+
+    def _palette(self, image: Slice) -> Palette:
+        """The palette of a file, read once."""
+        key = id(image.header)
+        if key not in self._palettes:
+            self._palettes = {key: Palette(image, self._limits)}
+        return self._palettes[key]
 
     def _integral(self, index: int, samples: NDArray[np.generic], image: Slice) -> None:
         """In the ring of 16-bit integers, where only the result has to fit."""
