@@ -24,6 +24,8 @@ REACH = 4.0
 """A click changes nothing farther away than this many times its distance from the mask's outline."""
 LEAST = 8.0
 """... but this many steps it always may."""
+AGREED = 0.9
+"""Vote from which a voxel belongs to a first answer for certain."""
 CAP = 60.0
 """Distances are cut off here."""
 
@@ -101,6 +103,8 @@ def decide(study_: Study, table: Table) -> F32:
             return np.where(inside, np.float32(2), flipped)
         return np.where(inside, -flipped, np.float32(-2))
     logit = kernels.perceptron(study_.features, *table.voxel)
+    if study_.click.first:  # where all plausible regions agree, there is nothing for the perceptron to decide
+        logit = np.where(study_.share[study_.live] > AGREED, np.maximum(logit, np.float32(0.5)), logit)
     return logit - np.float32(np.log(table.threshold / (1 - table.threshold)))
 
 
