@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from isocenter.core import terminology
 from isocenter.core.errors import LimitError, PromptError, UsageError
+from isocenter.core.geometry import onto
 from isocenter.core.model import Finding, Interaction, ModelSpec, Prepared, Task
-from isocenter.core.prompts import Box, MaskPrompt, Prompt, Text, check_inside
+from isocenter.core.prompts import Box, MaskPrompt, Prompt, Text, check_inside, rasterise
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.settings import Settings
@@ -124,24 +125,37 @@ class Service:
 
     # ... or draws lines on both sides of it ...
 
+    def drawn(self, label: Upload, volume: Volume, *, foreground: int, background: int) -> list[Prompt]:
+        """Scribbles painted in a label map: two masks on the volume's grid. `.bin` is raw bytes, x fastest."""
+        if label.suffix == ".bin":
+            if label.size != volume.grid.voxels:
+                raise PromptError(f"the label map holds {label.size} bytes, the image {volume.grid.voxels} voxels")
+            values: NDArray[np.generic] = np.frombuffer(label.file.read(), dtype=np.uint8).reshape(volume.shape)
+        else:
+            painted = door.read_upload(label, limits=self.settings)
+            values = onto(painted.array, painted.grid, volume.grid)
+        return [MaskPrompt(values == foreground), MaskPrompt(values == background, positive=False)]
+
     def separate(
-        self,
-        volume: Volume,
-        foreground: NDArray[np.bool_],
-        background: NDArray[np.bool_],
-        *,
-        roi: Box | None = None,
-        options: Mapping[str, Any] | None = None,
-        model: str | None = None,
+        self, volume: Volume, prompts: Sequence[Prompt], *, roi: Box | None = None, options: Mapping[str, Any] | None = None, model: str | None = None
     ) -> Segmentation:
-        """The mask between foreground and background scribbles (both (z, y, x), of the volume's shape)."""
+        """The mask between foreground and background scribbles: what positive and negative prompts paint. `roi` bounds the mask."""
         spec = self._spec(model, Task.SCRIBBLES)
-        self._check([MaskPrompt(foreground), MaskPrompt(background, positive=False), *([roi] if roi else [])], volume)
+        self._check([*prompts, *([roi] if roi else [])], volume)
+        painted = np.zeros((2, *volume.shape), dtype=bool)
+        for prompt in prompts:
+            if isinstance(prompt, Text | Box):
+                raise PromptError(f"'{spec.id}' takes scribbles, lassos, points and masks, and one box as the region to stay in; not words")
+            side = painted[0 if prompt.positive else 1]
+            if isinstance(prompt, MaskPrompt):
+                side |= prompt.mask != 0
+            else:
+                side[tuple(rasterise(prompt, volume.shape).T)] = True
         started = time.perf_counter()
         with self.runtime.lease(spec) as lease:
-            mask = lease.model.separate(volume, foreground, background, roi=roi, options=options or {})
+            mask = lease.model.separate(volume, painted[0], painted[1], roi=roi, options=options or {})
         seconds = {"infer": time.perf_counter() - started}
-        provenance = _provenance(spec, volume, [], dict(options or {}), seconds, volume.source.notes)
+        provenance = _provenance(spec, volume, prompts, dict(options or {}), seconds, volume.source.notes)
         return Segmentation(mask, volume.grid, (terminology.label("region"),), provenance)
 
     # ... or, from the command line and from Python, all of it in one call.

@@ -182,21 +182,13 @@ def _answer(service: Service, volume: Volume, prompts: Sequence[Prompt], thresho
 
 
 def _separate(service: Service, volume: Volume, prompts: Sequence[Prompt], model: str) -> Segmentation:
-    """A scribble model's answer: lines, points and outlines are painted, a box bounds the mask."""
-    import numpy as np
+    """A scribble model's answer; a box bounds the mask."""
+    from isocenter.core.prompts import Box
 
-    from isocenter.core.prompts import Box, Text, rasterise
-
-    painted = np.zeros((2, *volume.shape), bool)
     boxes = [p for p in prompts if isinstance(p, Box)]
     if len(boxes) > 1:
         raise UsageError(f"{model} takes one box at most")
-    for prompt in prompts:
-        if isinstance(prompt, Text):
-            raise UsageError(f"{model} takes lines, not words")
-        if not isinstance(prompt, Box):
-            painted[0 if prompt.positive else 1][tuple(rasterise(prompt, volume.shape).T)] = True
-    return service.separate(volume, painted[0], painted[1], roi=boxes[0] if boxes else None, model=model)
+    return service.separate(volume, [p for p in prompts if not isinstance(p, Box)], roi=boxes[0] if boxes else None, model=model)
 
 
 def _write(result: Segmentation, volume: Volume, target: Path, suffix: str, facts: dict[str, Any]) -> dict[str, str]:
