@@ -98,6 +98,16 @@ def test_odd_volumes() -> None:
         drawn(preview.png(volume, answer(volume, np.zeros(array.shape, np.uint8), *(label(f"name {i}", i) for i in range(1, 60)))))
 
 
+def test_labels_of_like_colours_can_be_told_apart() -> None:
+    volume = Volume(np.zeros((30, 60, 60), np.int16))
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[5:25, 5:25, 5:55], mask[5:25, 35:55, 5:55] = 1, 2
+    picture = drawn(preview.png(volume, answer(volume, mask, label("liver", 1), label("kidneys", 2))))
+    colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    strong = colours[(counts > 100) & (np.ptp(colours, axis=1) > 60)].astype(int)
+    assert np.linalg.norm(strong[:, None] - strong[None], axis=-1).max() > 75
+
+
 def test_a_real_ct_has_its_window(data: Path) -> None:
     volume = door.read_path(data / "totalsegmentator/example_ct_sm.nii.gz", limits=Limits())
     picture = drawn(preview.png(volume))

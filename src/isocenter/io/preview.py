@@ -63,7 +63,7 @@ def png(volume: Volume, result: Segmentation | None = None) -> bytes:
     planes = _planes(volume, array.shape, mask)
     scale, places, size = _layout(planes)
     labels = list(result.labels) if result is not None else []
-    colours = {label.value: _colour(label, index) for index, label in enumerate(labels)}
+    colours = _colours(labels)
     legend = _legend(labels, result, volume)
     columns = max(1, (size[0] - 2 * MARGIN) // 300)
     rows = -(-len(legend) // columns)
@@ -125,13 +125,26 @@ def _window(volume: Volume, planes: list[_Plane], array: NDArray[np.generic], la
     return float(low), float(max(high, low + 1e-6))
 
 
-def _colour(label: Label, index: int) -> tuple[int, int, int]:
-    """The label's own hue, strong enough to stand out from grey."""
-    if label.colour is None:
-        return _PALETTE[index % len(_PALETTE)]
-    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in label.colour))
+def _colours(labels: list[Label]) -> dict[int, tuple[int, int, int]]:
+    """A colour for each label's value: its own, unless an earlier label looks the same."""
+    chosen: dict[int, tuple[int, int, int]] = {}
+    for index, label in enumerate(labels):
+        wanted = _vivid(label.colour) if label.colour else _PALETTE[index % len(_PALETTE)]
+        candidates = [wanted, *_PALETTE]
+        chosen[label.value] = next((c for c in candidates if all(_apart(c, other) for other in chosen.values())), wanted)
+    return chosen
+
+
+def _vivid(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The same hue, strong enough to stand out from grey: atlases' colours are those of flesh."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     red, green, blue = colorsys.hsv_to_rgb(hue, max(saturation, 0.6) if saturation > 0.04 else saturation, max(value, 0.9))
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _apart(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    """Whether two colours can be told from each other."""
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) > 75**2
 
 
 def _legend(labels: list[Label], result: Segmentation | None, volume: Volume) -> list[tuple[int, str, str]]:
@@ -297,6 +310,6 @@ def _write_legend(
             draw.rounded_rectangle([x, y + 3, x + 14, y + 17], 3, fill=colours[value])
         name = name if len(name) <= 24 else f"{name[:23]}…"
         draw.text((x + 22, y + 10), name, fill=TEXT, font=_font(15), anchor="lm")
-        draw.text((x + wide - 24, y + 10), amount, fill=FAINT if amount == "not found" else TEXT, font=_font(15), anchor="rm")
+        draw.text((x + wide - 56, y + 10), amount, fill=FAINT if amount == "not found" else TEXT, font=_font(15), anchor="rm")
     made = f"{result.provenance.model} {result.provenance.version}  ·  " if result is not None else ""
     draw.text((MARGIN, canvas.height - 12), f"{made}{RESEARCH_USE}", fill=FAINT, font=_font(12), anchor="lm")
