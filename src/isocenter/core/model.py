@@ -26,6 +26,8 @@ class Task(StrEnum):
     SCRIBBLES = "scribbles"  #: foreground and background lines, one answer: `separate`
     TEXT = "text"  #: words to masks: `find`
     SEGMENT = "segment"  #: the whole label map, no prompts: `segment`
+    EMBED = "embed"  #: texts to vectors: `embed`
+    SCORE = "score"  #: pairs of texts to how alike they are: `score`
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ class ModelContext:
     """What a model is handed by the runtime, and all that it knows of it.
 
     progress(fraction 0..1, message) may be called from the model's thread; `cancelled()` is asked between steps.
+    slots: how many threads call a model that can be called by several; threads: cores for each of them.
     """
 
     device: str = "cpu"
     precision: str = "float32"
     threads: int = 1
+    slots: int = 1
     progress: Callable[[float, str], None] = _nothing
     cancelled: Callable[[], bool] = _never
 

@@ -56,7 +56,7 @@ class Settings(Limits):
         None, validation_alias=_also("api_key", "API_KEY"), description="When set, clients must send it as `X-API-Key` or as a Bearer token."
     )
     open_faces: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Faces that need no key even when one is set, for old clients that cannot send one: `biomedparse`, `monai`."
+        (), description="Faces that need no key even when one is set, for old clients that cannot send one: `biomedparse`, `monai`, `text`."
     )
     insecure: bool = Field(False, description="Listen on any address without a key.")
     container: bool = Field(
@@ -88,8 +88,50 @@ class Settings(Limits):
     workers: int = Field(1, ge=1, description="How many inferences run at once.")
     queue_size: int = Field(64, ge=1, description="How many may wait; the next one gets 503 with Retry-After.")
     decoders: int = Field(1, ge=0, description="Decoder processes kept ready for compressed pixels.")
+    text_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Text models beside those in the home folder's `models`: `name=folder`, or `name=package` for one inside a Python package."
+    )
+    text_device: str | None = Field(
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        validation_alias=_also("text_device", "TORCH_DEVICE"),
+        description="Where text models run: `cpu`, `cuda`, `cuda:1` (also for ROCm); found out by default.",
+    )
+    text_engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
+        "auto", description="What runs text models: by default torch on a GPU, else OpenVINO where it is installed, else ONNX Runtime."
+    )
+    text_precision: Literal["float32", "bfloat16", "float16", "int8"] = Field(
+        "float32", description="Precision of text models. Less is faster and changes results; see `docs/text.md` for how much."
+    )
+    text_bertscore_model: str = Field(
+        "microsoft/deberta-xlarge-mnli",
+        validation_alias=_also("text_bertscore_model", "MODEL_BERTSCORE"),
+        description="BERTScore's model where a request names none.",
+    )
+    text_embedding_model: str = Field(
+        "all-MiniLM-L6-v2",
+        validation_alias=_also("text_embedding_model", "MODEL_EMBED"),
+        description="Embeddings' model where a request names none.",
+    )
+    text_slots: int = Field(2, ge=1, validation_alias=_also("text_slots", "GPU_MAX_CONCURRENT"), description="How many batches of texts run at once.")
+    text_chunk: int = Field(
+        32,
+        ge=1,
+        validation_alias=_also("text_chunk", "GPU_EMBED_BATCH"),
+        description="Most texts in one batch, which is also the step of their progress.",
+    )
+    text_batch_tokens: int = Field(
+        1024, ge=1, description="Most tokens in one batch of texts, padding included; a longer text is a batch of its own."
+    )
+    text_max_items: int = Field(
+        100, ge=1, validation_alias=_also("text_max_items", "GPU_MAX_BATCH_SIZE"), description="Most texts in one list of a request."
+    )
+    text_max_length: int = Field(
+        10_000, ge=1, validation_alias=_also("text_max_length", "GPU_MAX_TEXT_LENGTH"), description="Most characters in one text."
+    )
+    text_wait: float = Field(1.0, ge=0, description="Seconds that a request for texts may wait for its first batch before it gets 503.")
 
-    @field_validator("ports", "open_faces", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator("ports", "open_faces", "cors_origins", "allowed_hosts", "text_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Lists are written with commas in the environment; a single number is a list of one."""

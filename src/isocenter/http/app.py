@@ -12,11 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
-from isocenter.http import biomedparse, errors, monailabel, operations
+from isocenter.http import biomedparse, errors, monailabel, operations, text
 from isocenter.http.context import Context
 from isocenter.http.guard import Guard
 from isocenter.io import pixels
 from isocenter.service import Service
+from isocenter.textservice import TextService
 
 log = structlog.get_logger("isocenter")
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -28,6 +29,7 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = app.state.context = Context(Service(settings))
+        app.state.text = TextService(settings)
         names = [name for spec in context.service.models() for name, _ in monailabel._entries(spec, context.service.models())]
         log.info(f"Using Models: {names}")
         if settings.decoders:
@@ -40,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await asyncio.to_thread(context.close)
+            await asyncio.to_thread(app.state.text.close)
             pixels.stop()
 
     app = FastAPI(
@@ -56,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(biomedparse.router)
     app.include_router(biomedparse.files)
     app.include_router(monailabel.router)
+    app.include_router(text.router)
     app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)
     app.include_router(monailabel.router, prefix="/monai", include_in_schema=False)
     operations.mount_docs(app)
@@ -77,6 +81,7 @@ async def _warm(app: FastAPI) -> None:
     """Compile (or load) the kernels, then say that the server is ready."""
     context: Context = app.state.context
     await context.infer(context.service.warm)
+    await asyncio.to_thread(app.state.text.warm)
     app.state.ready = True
     log.info("ready")
 

@@ -18,6 +18,7 @@ OPEN_PREFIXES = ("/auth/", "/monai/auth/", "/ui/")
 FACES = {
     "biomedparse": ("/api/biomedparse/", "/files/"),
     "monai": ("/info", "/infer/", "/session/", "/datastore/", "/monai/"),
+    "text": ("/info", "/status", "/bertscore", "/embed", "/v1/", "/api/v1/report-metrics"),
 }
 
 

@@ -1,0 +1,195 @@
+"""The text service's wires: the GPU bridge's own, OpenAI's and text-embeddings-inference's embeddings, and report metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import pydantic_core
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from isocenter.analysis import report_metrics
+from isocenter.core.errors import CancelledError, LimitError, UsageError
+from isocenter.http.text_requests import EmbedRequest, OpenAiRequest, ReportRequest, ScoreRequest, check, described, invalid, read
+from isocenter.textservice import Embeddings, Job, Scores, TextService
+
+router = APIRouter(tags=["Text"])
+T = TypeVar("T")
+UNEQUAL = "candidates and references must have equal length"
+
+
+def _service(request: Request) -> TextService:
+    service: TextService = request.app.state.text
+    return service
+
+
+Texts = Annotated[TextService, Depends(_service)]
+
+
+def _json(content: Any) -> Response:
+    # Written by pydantic's own serialiser: several times faster on vectors than the standard library's.
+    return Response(pydantic_core.to_json(content, inf_nan_mode="null"), media_type="application/json")
+
+
+async def _thread(texts: TextService, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(texts.pool, work)
+
+
+async def _loaded(future: Future[T]) -> T:
+    # Shielded: others wait for the same load.
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has left; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(request: Request, texts: TextService, begin: Callable[[], Job[T]]) -> T:
+    """Begin a job and wait for it: 503 when nothing of it has begun in time, dropped when its client leaves."""
+    job = await _thread(texts, begin)
+    future: asyncio.Future[Any] = asyncio.wrap_future(job.ticket.future)
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({future, gone}, timeout=texts.settings.text_wait, return_when=asyncio.FIRST_COMPLETED)
+        if not future.done() and not gone.done():
+            texts.late(job)
+            await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            raise CancelledError("the client closed the connection")
+        results = await future
+        return await _thread(texts, lambda: job.finish(results))
+    finally:
+        gone.cancel()
+        texts.end(job)
+
+
+async def _embed(request: Request, texts: TextService, model: str, items: list[Any], **how: Any) -> tuple[str, Embeddings]:
+    name, future = texts.embedder(model)
+    encoder = await _loaded(future)
+    return name, await _answer(request, texts, lambda: texts.embed(name, encoder, items, **how))
+
+
+async def _score(request: Request, texts: TextService, asked: ScoreRequest) -> tuple[str, Scores]:
+    name, future = texts.scorer(asked.model_type or "", asked.lang, asked.num_layers)
+    encoder = await _loaded(future)
+
+    def begin() -> Job[Scores]:
+        return texts.score(name, encoder, asked.candidates, asked.references, idf=asked.idf, rescale=asked.rescale_with_baseline, language=asked.lang)
+
+    return name, await _answer(request, texts, begin)
+
+
+@router.get("/health")
+async def health(texts: Texts) -> dict[str, str]:
+    """Alive, and on which device; needs no key and waits for nothing."""
+    return {"status": "ok", "device": texts.likely_device}
+
+
+@router.get("/info")
+async def info(texts: Texts) -> Response:
+    """Device, its memory (as all processes use it) and the loaded models."""
+    return _json(await _thread(texts, texts.info))
+
+
+@router.get("/status")
+async def status(texts: Texts) -> Response:
+    """What waits, what is being computed, and how far each job is."""
+    return _json(texts.status())
+
+
+@router.post("/bertscore", openapi_extra=described(ScoreRequest))
+async def bertscore(request: Request, texts: Texts) -> Response:
+    """BERTScore of each candidate against its reference."""
+    asked = await read(request, ScoreRequest, texts.settings)
+    check(texts.settings, candidates=asked.candidates, references=asked.references)
+    if len(asked.candidates) != len(asked.references):
+        raise UsageError(UNEQUAL)
+    name, scores = await _score(request, texts, asked)
+    columns = [[triple[k] for triple in scores.triples] for k in range(3)]
+    body = {"precision": columns[0], "recall": columns[1], "f1": columns[2], "model": name, "hash": scores.code}
+    return _json(body | ({"truncated": scores.truncated} if scores.truncated else {}))
+
+
+@router.post("/embed", openapi_extra=described(EmbedRequest))
+async def embed(request: Request, texts: Texts) -> Response:
+    """Vectors of texts. With `inputs` instead of `texts` the answer is a bare list, as text-embeddings-inference's."""
+    asked = await read(request, EmbedRequest, texts.settings)
+    if asked.inputs is not None:
+        return await _tei(request, texts, asked)
+    if asked.texts is None:
+        raise invalid("texts", "Field required", "missing")
+    check(texts.settings, texts=asked.texts)
+    name, found = await _embed(request, texts, asked.model or "", asked.texts, prompt=asked.prompt_name)
+    vectors = await _thread(texts, found.vectors.tolist)
+    body = {"embeddings": vectors, "model": name, "dimensions": found.vectors.shape[1] if vectors else 0}
+    return _json(body | ({"truncated": found.truncated} if found.truncated else {}))
+
+
+async def _tei(request: Request, texts: TextService, asked: EmbedRequest) -> Response:
+    items = [asked.inputs] if isinstance(asked.inputs, str) else list(asked.inputs or [])
+    check(texts.settings, inputs=items)
+    normalize = True if asked.normalize is None else asked.normalize
+    _, found = await _embed(request, texts, asked.model or "", items, prompt=asked.prompt_name, normalize=normalize)
+    if found.truncated and not asked.truncate:
+        raise LimitError(f"inputs[{found.truncated[0]}] has more tokens than the model takes; send truncate: true to cut it", limit="tokens", value=0)
+    return _json(found.vectors.tolist())
+
+
+@router.post("/v1/embeddings", openapi_extra=described(OpenAiRequest))
+async def openai_embeddings(request: Request, texts: Texts) -> Response:
+    """Vectors of a text, of texts, or of token ids, as OpenAI's route."""
+    asked = await read(request, OpenAiRequest, texts.settings)
+    items: list[Any] = [asked.input] if isinstance(asked.input, str) or (asked.input and isinstance(asked.input[0], int)) else list(asked.input)
+    if not items or any(len(item) == 0 for item in items):
+        raise UsageError("input must not be empty")
+    check(texts.settings, input=items)
+    name, found = await _embed(request, texts, asked.model, items)
+    vectors = found.vectors
+    if asked.dimensions is not None:
+        if asked.dimensions > vectors.shape[1]:
+            raise UsageError(f"dimensions must be at most {vectors.shape[1]} for this model")
+        vectors = vectors[:, : asked.dimensions]
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def encoded() -> list[Any]:
+        if asked.encoding_format == "base64":
+            return [base64.b64encode(np.asarray(v, "<f4").tobytes()).decode() for v in vectors]
+        return list(vectors.tolist())
+
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(await _thread(texts, encoded))]
+    usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+    return _json({"object": "list", "data": data, "model": name, "usage": usage})
+
+
+@router.get("/v1/models")
+async def openai_models(texts: Texts) -> Response:
+    """The installed text models, as OpenAI's route."""
+    found = await _thread(texts, texts.installed)
+    return _json({"object": "list", "data": [{"id": m.name, "object": "model", "created": 0, "owned_by": "isocenter"} for m in found]})
+
+
+@router.post("/api/v1/report-metrics", openapi_extra=described(ReportRequest))
+async def report(request: Request, texts: Texts) -> Response:
+    """Generated reports against references: BERTScore, ROUGE-L, BLEU, chrF, and numbers, units, sides and negations that differ."""
+    asked = await read(request, ReportRequest, texts.settings)
+    check(texts.settings, candidates=asked.candidates, references=asked.references)
+    if len(asked.candidates) != len(asked.references):
+        raise UsageError(UNEQUAL)
+    pairs = list(zip(asked.candidates, asked.references, strict=True))
+    results: list[dict[str, Any]] = await _thread(texts, lambda: [report_metrics.compare(c, r) for c, r in pairs])
+    body: dict[str, Any] = {"results": results}
+    if asked.bertscore:
+        wanted = ScoreRequest(candidates=asked.candidates, references=asked.references, lang=asked.lang, model_type=asked.model_type)
+        name, scores = await _score(request, texts, wanted)
+        for result, triple in zip(results, scores.triples, strict=True):
+            result["bertscore"] = {k: v if math.isfinite(v) else None for k, v in zip(("precision", "recall", "f1"), triple, strict=True)}
+        body |= {"model": name, "hash": scores.code}
+    return _json(body)

@@ -1,0 +1,1 @@
+"""Text encoders: folders as they are published, turned into ONNX graphs without torch."""

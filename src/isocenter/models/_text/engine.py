@@ -1,0 +1,160 @@
+"""Running an encoder: ONNX Runtime by default, OpenVINO or torch where installed and asked for.
+
+An engine turns padded tokens into hidden states and may be called by several threads at once, one for each slot.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isocenter.core.errors import ModelError
+from isocenter.core.model import ModelContext
+from isocenter.models._text import bert, deberta
+from isocenter.models._text.graph import Graph
+from isocenter.models._text.weights import Weights
+
+Ints = NDArray[np.int64]
+States = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """name: as provenance and `/info` tell it, e.g. "onnxruntime float32"."""
+
+    name: str
+
+    def run(self, ids: Ints, mask: Ints) -> States:
+        """Hidden states (texts, tokens, size) of `ids` (texts, tokens), where `mask` is 1 for tokens and 0 for padding."""
+
+
+def make(engine: str, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> Engine:
+    """An engine for the first `layers` layers. engine: "onnxruntime", "openvino" or "torch"."""
+    if engine == "torch":
+        return TorchEngine(folder, layers, context)
+    if context.device != "cpu":
+        raise ModelError(f"on {context.device} text models run with torch; install the extra [torch]")
+    if engine == "openvino":
+        return OpenVinoEngine(folder, config, layers, context)
+    return OnnxEngine(folder, config, layers, context)
+
+
+def _graph(folder: Path, config: Mapping[str, Any], layers: int, *, fused: bool, int8: bool = False) -> tuple[Graph, str]:
+    build = deberta.build if config["model_type"] in deberta.FAMILY else bert.build
+    graph = Graph(fused=fused, int8=int8)
+    with Weights(folder) as weights:
+        return graph, build(graph, config, weights, layers)
+
+
+class OnnxEngine:
+    """ONNX Runtime on the processor, in float32 or with int8 dense layers."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
+        import onnxruntime
+
+        if context.precision not in ("float32", "int8"):
+            raise ModelError(
+                f"ONNX Runtime offers float32 and int8 for text models here, not {context.precision}; bfloat16 needs the extra [openvino]"
+            )
+        graph, output = _graph(folder, config, layers, fused=True, int8=context.precision == "int8")
+        data, outside = graph.finish(output)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = context.threads
+        options.inter_op_num_threads = 1
+        # Threads of the pool would otherwise spin between batches and starve the slot beside.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if outside:
+            self._kept = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in outside.items()}
+            options.add_external_initializers(list(self._kept), list(self._kept.values()))
+        graph.constants.clear()
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.name = f"onnxruntime {context.precision}"
+
+    def run(self, ids: Ints, mask: Ints) -> States:
+        """See `Engine.run`."""
+        return np.asarray(self._session.run(["states"], {"ids": ids, "mask": mask})[0], np.float32)
+
+
+class OpenVinoEngine:
+    """OpenVINO on the processor, in float32 or, where asked for, bfloat16."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
+        import openvino
+
+        if context.precision not in ("float32", "bfloat16"):
+            raise ModelError(f"OpenVINO offers float32 and bfloat16 for text models here, not {context.precision}; int8 runs with ONNX Runtime")
+        graph, output = _graph(folder, config, layers, fused=False)
+        self._compiled = openvino.Core().compile_model(
+            self._read(graph, output),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "bf16" if context.precision == "bfloat16" else "f32",
+                "INFERENCE_NUM_THREADS": context.threads * context.slots,
+                "NUM_STREAMS": context.slots,
+            },
+        )
+        self._outputs = self._compiled.output(0)
+        self.name = f"openvino {context.precision}"
+
+    @staticmethod
+    def _read(graph: Graph, output: str) -> Any:
+        import openvino
+
+        data, outside = graph.finish(output)
+        if not outside:
+            graph.constants.clear()
+            return openvino.Core().read_model(data)
+        # Too large for one message: by way of a file with its weights beside it.
+        import onnx
+
+        model = onnx.load_model_from_string(data)
+        for tensor in model.graph.initializer:
+            if tensor.name in outside:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(outside[tensor.name], tensor.name))
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "encoder.onnx"
+            onnx.save_model(model, path, save_as_external_data=True)
+            return openvino.Core().read_model(path)
+
+    def run(self, ids: Ints, mask: Ints) -> States:
+        """See `Engine.run`. Each call has a request of its own, so that several threads may call."""
+        request = self._compiled.create_infer_request()
+        request.infer({"ids": ids, "mask": mask})
+        return np.array(request.get_tensor(self._outputs).data, np.float32)
+
+
+class TorchEngine:
+    """torch with transformers, on a GPU or the processor."""
+
+    def __init__(self, folder: Path, layers: int, context: ModelContext) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError:
+            raise ModelError("the extra [torch] is not installed: pip install 'isocenter[torch]'") from None
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if context.precision not in kinds:
+            raise ModelError(f"torch offers {', '.join(kinds)} for text models here, not {context.precision}")
+        try:
+            model = transformers.AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=kinds[context.precision]
+            )
+            self._model = model.to(context.device).eval()
+        except (OSError, ValueError, RuntimeError):
+            raise ModelError(f"the text model '{folder.name}' cannot be loaded on {context.device} with torch") from None
+        self._torch, self._device, self._layers = torch, context.device, layers
+        self.name = f"torch {context.precision}"
+
+    def run(self, ids: Ints, mask: Ints) -> States:
+        """See `Engine.run`."""
+        torch = self._torch
+        with torch.inference_mode():
+            given = {"input_ids": torch.from_numpy(ids).to(self._device), "attention_mask": torch.from_numpy(mask).to(self._device)}
+            found = self._model(**given, output_hidden_states=True).hidden_states[self._layers]
+            states: States = found.float().cpu().numpy()
+        return states

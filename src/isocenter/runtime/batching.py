@@ -1,0 +1,224 @@
+"""Texts of many requests in shared batches: sorted by length, padded little, each different text once, nobody starved.
+
+A request is a `Ticket` with items (token sequences) for one engine. `slots` threads take batches: the ticket that was
+served least so far gives the longest of its texts, then all tickets fill the batch with texts of about that length up to
+a budget of tokens. No batch waits for company: while one runs, the next one's texts gather.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isocenter.core.errors import BusyError
+
+Tokens = tuple[int, ...]
+#: Results (one a text) of padded ids and mask, (texts, tokens) int64 each.
+Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Sequence[Any]]
+#: A text may be this much shorter than the longest of its batch; beyond, its own batch costs less than the padding.
+_SHORTEST, _SLACK = 0.8, 4
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Texts that may share a batch: one engine and what is made of its states. pad: the id that fills the rows up."""
+
+    key: Hashable
+    run: Run
+    pad: int
+
+
+@dataclass(eq=False)
+class _Item:
+    """One different text and who waits for it, as (ticket, position)."""
+
+    lane: Lane
+    ids: Tokens
+    waiting: list[tuple[Ticket, int]]
+    running: bool = False
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request's texts. future: its results, in the texts' order. done and total count different texts."""
+
+    total: int
+    results: list[Any]
+    future: Future[list[Any]] = field(default_factory=Future)
+    done: int = 0
+    served: int = 0  # tokens that were run for it; who has the least is next
+    started: bool = False
+    queued: list[_Item] = field(default_factory=list)  # longest last, where `pop` takes it
+
+    @property
+    def progress(self) -> float:
+        """0..1."""
+        return self.done / self.total if self.total else 1.0
+
+
+class Batcher:
+    """The queue and its threads. Safe to use from several threads."""
+
+    def __init__(self, *, slots: int = 2, token_budget: int = 1024, most_texts: int = 32, queue_size: int = 64) -> None:
+        self.slots = slots
+        self._budget = token_budget
+        self._most = most_texts
+        self._queue_size = queue_size
+        self._wake = threading.Condition()
+        self._tickets: list[Ticket] = []
+        self._known: dict[tuple[Hashable, Tokens], _Item] = {}
+        self._closed = False
+        self.batches = 0  # how many have run: what the tests and metrics look at
+        self._threads = [threading.Thread(target=self._work, name=f"texts-{i}", daemon=True) for i in range(slots)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests of which nothing has begun."""
+        with self._wake:
+            return sum(not t.started for t in self._tickets)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being computed."""
+        with self._wake:
+            return sum(t.started for t in self._tickets)
+
+    def submit(self, lane: Lane, texts: Sequence[Tokens]) -> Ticket:
+        """Queue texts. Raises `BusyError` when too many requests wait already."""
+        ticket = Ticket(len(set(texts)), [None] * len(texts))
+        if not texts:
+            ticket.future.set_result([])
+            return ticket
+        with self._wake:
+            if self._closed or sum(not t.started for t in self._tickets) >= self._queue_size:
+                raise BusyError("GPU busy - retry later")
+            fresh = []
+            for position, ids in enumerate(texts):
+                item = self._known.get((lane.key, ids))
+                if item is None:
+                    item = self._known[lane.key, ids] = _Item(lane, ids, [])
+                    fresh.append(item)
+                item.waiting.append((ticket, position))
+                ticket.started |= item.running
+            ticket.queued = sorted(fresh, key=lambda i: len(i.ids))
+            self._tickets.append(ticket)
+            self._wake.notify_all()
+        return ticket
+
+    def drop(self, ticket: Ticket, *, unless_started: bool = False) -> bool:
+        """Forget a request whose caller left; what others wait for too goes on. False: it had started and was kept, or is gone."""
+        with self._wake:
+            if unless_started and ticket.started:
+                return False
+            if not self._forget(ticket):
+                return False
+        ticket.future.cancel()
+        return True
+
+    def _forget(self, ticket: Ticket) -> bool:
+        """Take a request and the texts that only it waits for out of the queue. Returns False when it was not there."""
+        with self._wake:
+            if ticket not in self._tickets:
+                return False
+            self._tickets.remove(ticket)
+            for item in ticket.queued:
+                item.waiting = [w for w in item.waiting if w[0] is not ticket]
+                if item.waiting:
+                    heir = item.waiting[0][0]
+                    heir.queued = sorted([*heir.queued, item], key=lambda i: len(i.ids))
+                else:
+                    self._known.pop((item.lane.key, item.ids), None)
+            ticket.queued = []
+            self._wake.notify_all()
+        return True
+
+    def close(self) -> None:
+        """Finish the batches that run and drop what waits."""
+        with self._wake:
+            self._closed = True
+            left = list(self._tickets)
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join(30)
+        for ticket in left:
+            self.drop(ticket)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._closed and not any(t.queued for t in self._tickets):
+                    self._wake.wait()
+                if self._closed:
+                    return
+                batch = self._next()
+            self._run(batch)
+
+    def _next(self) -> list[_Item]:
+        """The next batch; holds the lock."""
+        ready = sorted((t for t in self._tickets if t.queued), key=lambda t: t.served)
+        first = ready[0].queued[-1]
+        longest = len(first.ids)
+        room = min(self._most, max(1, self._budget // longest))
+        least = longest * _SHORTEST - _SLACK
+        batch: list[_Item] = []
+        for ticket in ready:
+            kept: list[_Item] = []
+            while ticket.queued and len(batch) < room and len(ticket.queued[-1].ids) >= least:
+                item = ticket.queued.pop()
+                (batch if item.lane.key == first.lane.key and len(item.ids) <= longest else kept).append(item)
+            ticket.queued.extend(reversed(kept))
+        for item in batch:
+            item.running = True
+            for owner, _ in item.waiting:
+                owner.started = True
+                owner.served += longest
+        self.batches += 1
+        return batch
+
+    def _run(self, batch: list[_Item]) -> None:
+        lane = batch[0].lane
+        try:
+            results = lane.run(*padded([i.ids for i in batch], lane.pad))
+        except Exception as error:
+            self._settle(batch, None, error)
+        else:
+            self._settle(batch, results, None)
+
+    def _settle(self, batch: list[_Item], results: Sequence[Any] | None, error: Exception | None) -> None:
+        """Hand results out; a failure is that of the requests with a text in this batch, and of nobody else."""
+        finished: set[Ticket] = set()
+        with self._wake:
+            for index, item in enumerate(batch):
+                self._known.pop((item.lane.key, item.ids), None)
+                for ticket in {t for t, _ in item.waiting}:
+                    ticket.done += 1
+                    if ticket.done == ticket.total or error is not None:
+                        finished.add(ticket)
+                for ticket, position in item.waiting:
+                    ticket.results[position] = None if results is None else results[index]
+        for ticket in finished:
+            if not self._forget(ticket) or not ticket.future.set_running_or_notify_cancel():
+                continue  # its caller left while the batch ran
+            if error is not None:
+                ticket.future.set_exception(error)
+            else:
+                ticket.future.set_result(ticket.results)
+
+
+def padded(texts: Sequence[Tokens], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and mask, (texts, longest) each."""
+    longest = max(len(t) for t in texts)
+    ids = np.full((len(texts), longest), pad, np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return ids, mask

@@ -1,0 +1,261 @@
+"""The use-cases of the text service: embed texts, score generated against reference texts, say what is going on.
+
+`load` and the methods that begin work block for tokenising at most and are meant for threads; what they return has a
+future. Results are assembled by `Job.finish`, also in a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isocenter.core.errors import BusyError, ModelError
+from isocenter.core.model import ModelContext
+from isocenter.core.settings import Settings
+from isocenter.models import text as models
+from isocenter.models._text import bertscore
+from isocenter.models._text.tokens import Cut
+from isocenter.runtime import accelerator
+from isocenter.runtime.batching import Batcher, Lane, Ticket
+from isocenter.runtime.environment import usable_cores, version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """vectors: (texts, size) float32. truncated: which texts lost their end. tokens: how many there were in all."""
+
+    vectors: NDArray[np.float32]
+    truncated: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Precision, recall and F1 of each pair; code: the reproducibility hash; truncated: pairs with a text that lost its end."""
+
+    triples: tuple[tuple[float, float, float], ...]
+    code: str
+    truncated: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Job(Generic[T]):
+    """One request's work. finish: makes the answer of the ticket's results."""
+
+    kind: str
+    items: int
+    model: str
+    ticket: Ticket
+    finish: Callable[[list[Any]], T]
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+class TextService:
+    """All that can be done with texts. Safe to use from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.batcher = Batcher(
+            slots=settings.text_slots, token_budget=settings.text_batch_tokens, most_texts=settings.text_chunk, queue_size=settings.queue_size
+        )
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="tokens")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="text-models")
+        self._loads: dict[tuple[str, int | None], Future[models.TextEncoder]] = {}
+        self._jobs: dict[str, Job[Any]] = {}
+        self._lock = threading.Lock()
+        self._device: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Where models run. The first question may take seconds: it loads torch where there is a card."""
+        if self._device is None:
+            self._device = accelerator.device(self.settings.text_device)
+        return self._device
+
+    @property
+    def likely_device(self) -> str:
+        """The same, at once; until a model was loaded it may name a card that turns out not to work."""
+        return self._device or accelerator.likely(self.settings.text_device)
+
+    # Which models there are.
+
+    def installed(self) -> list[models.Installed]:
+        """The models that may be asked for."""
+        return models.installed(self.settings.home, self.settings.text_models)
+
+    def embedder(self, name: str = "") -> tuple[str, Future[models.TextEncoder]]:
+        """The name and the encoder (being loaded, once) for embeddings; no name is the default's."""
+        default = self.settings.text_embedding_model
+        return self._load(name or default, None, default)
+
+    def scorer(self, name: str = "", language: str = "en", layers: int | None = None) -> tuple[str, Future[models.TextEncoder]]:
+        """The same for BERTScore: without a name the default's, or for another language than English the package's model for it."""
+        default = self.settings.text_bertscore_model
+        chosen = name or (default if language.lower() == "en" else bertscore.model_for(language))
+        return self._load(chosen, layers or self._layer(chosen), default if name else chosen)
+
+    def _layer(self, name: str) -> int:
+        """The published layer for a model, by its full or its bare name; 0, which stands for the last, where none was published."""
+        known = {**{full.rsplit("/", 1)[-1]: layer for full, layer in bertscore.LAYERS.items()}, **bertscore.LAYERS}
+        return known.get(name, 0)
+
+    def _load(self, name: str, layers: int | None, default: str) -> tuple[str, Future[models.TextEncoder]]:
+        found = models.choose(self.installed(), name, expected=name == default)
+        key = (found.name, layers)
+        with self._lock:
+            future = self._loads.get(key)
+            # One that failed is tried again: its folder may have been repaired.
+            if future is None or (future.done() and future.exception() is not None):
+                future = self._loads[key] = self._loading.submit(self._make, found, layers)
+        return name, future
+
+    def _make(self, found: models.Installed, layers: int | None) -> models.TextEncoder:
+        settings, slots = self.settings, self.settings.text_slots
+        engine = accelerator.engine(settings.text_engine, self.device, settings.text_precision)
+        encoder = models.TextEncoder(found.folder, engine=engine, layers=layers or None)
+        context = ModelContext(device=self.device, precision=settings.text_precision, threads=max(1, usable_cores() // slots), slots=slots)
+        encoder.load(context)
+        return encoder
+
+    def warm(self) -> None:
+        """Load the default models that are installed, so that the first request does not wait for it."""
+        for begin in (self.embedder, self.scorer):
+            try:
+                begin()[1].result()
+            except ModelError:
+                continue  # said to whoever asks for it
+
+    # Work.
+
+    def embed(
+        self,
+        name: str,
+        encoder: models.TextEncoder,
+        texts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+    ) -> Job[Embeddings]:
+        """Begin to turn texts, or token ids that a client made itself, into vectors."""
+        words = [t for t in texts if isinstance(t, str)]
+        cuts = encoder.cut(words, prompt) if len(words) == len(texts) else [encoder.framed(t) for t in texts if not isinstance(t, str)]
+
+        def finish(results: list[Any]) -> Embeddings:
+            vectors = encoder.finished(results, normalize=normalize) if results else np.zeros((0, 0), np.float32)
+            return Embeddings(vectors, _truncated(cuts), sum(len(c.ids) for c in cuts))
+
+        ticket = self.batcher.submit(Lane(("embed", id(encoder)), encoder.embed, encoder.pad), [c.ids for c in cuts])
+        return self._begun(Job("embed", len(texts), name, ticket, finish))
+
+    def score(
+        self,
+        name: str,
+        encoder: models.TextEncoder,
+        candidates: Sequence[str],
+        references: Sequence[str],
+        *,
+        idf: bool = False,
+        rescale: bool = False,
+        language: str = "en",
+    ) -> Job[Scores]:
+        """Begin to score candidates against references, pair by pair."""
+        layer = encoder.layers
+        if rescale:
+            bertscore.rescale([], name, language, layer)  # refused before anything is computed
+        cuts = encoder.cut_for_score([*candidates, *references])
+        count = len(candidates)
+
+        def finish(results: list[Any]) -> Scores:
+            frequencies = bertscore.idf([c.ids for c in cuts[count:]]) if idf else None
+            special = (encoder.tokenizer.cls, encoder.tokenizer.sep)
+            share = [bertscore.weights(c.ids, frequencies, count, special) for c in cuts]
+            pairs = [bertscore.match(results[i], results[count + i], share[i], share[count + i]) for i in range(count)]
+            if rescale:
+                pairs = bertscore.rescale(pairs, name, language, layer)
+            code = bertscore.code(name, layer, idf=idf, rescaled=rescale, engine=f"isocenter={version('isocenter')}, {encoder.engine}")
+            lost = {i % count for i in _truncated(cuts)}
+            return Scores(tuple(pairs), code, tuple(sorted(lost)))
+
+        ticket = self.batcher.submit(Lane(("score", id(encoder)), encoder.score, encoder.pad), [c.ids for c in cuts])
+        return self._begun(Job("bertscore", count, name, ticket, finish))
+
+    def _begun(self, job: Job[T]) -> Job[T]:
+        with self._lock:
+            self._jobs[job.id] = job
+        return job
+
+    def late(self, job: Job[Any]) -> None:
+        """Raise `BusyError` for a job of which nothing has begun, and forget it; do nothing for any other."""
+        if self.batcher.drop(job.ticket, unless_started=True):
+            raise BusyError("GPU busy - retry later")
+
+    def end(self, job: Job[Any]) -> None:
+        """Forget a job, finished or not; texts that only it waited for are not computed any more."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
+        self.batcher.drop(job.ticket)
+
+    def answer(self, job: Job[T]) -> T:
+        """Wait for a job and assemble its answer: for callers that have a thread of their own."""
+        try:
+            return job.finish(job.ticket.future.result())
+        finally:
+            self.end(job)
+
+    # What is going on.
+
+    def info(self) -> dict[str, Any]:
+        """Device, memory and loaded models; embedding models behind those of BERTScore."""
+        with self._lock:
+            ready = [key for key, f in self._loads.items() if f.done() and f.exception() is None]
+        scored = list(dict.fromkeys(f"bertscore:{name}" for name, layers in ready if layers is not None))
+        embedded = [f"embed:{name}" for name, layers in ready if layers is None]
+        return {**accelerator.facts(self.device), "loaded_models": [*scored, *embedded]}
+
+    def status(self) -> dict[str, Any]:
+        """The queue and the jobs in it."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        flying = self.batcher.in_flight
+        queue = {
+            "max_concurrent": self.batcher.slots,
+            "in_flight": flying,
+            "available_slots": max(0, self.batcher.slots - flying),
+            "waiting_estimate": self.batcher.waiting,
+        }
+        active = [
+            {
+                "id": job.id,
+                "type": job.kind,
+                "started_at": job.started.isoformat(),
+                "items": job.items,
+                "model": job.model,
+                "progress": round(job.ticket.progress, 4),
+            }
+            for job in jobs
+        ]
+        return {"queue": queue, "active_jobs": active}
+
+    def close(self) -> None:
+        """Stop, and give the models' memory back."""
+        self.batcher.close()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self._loading.shutdown(wait=True, cancel_futures=True)
+        for future in self._loads.values():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().close()
+
+
+def _truncated(cuts: Sequence[Cut]) -> tuple[int, ...]:
+    return tuple(i for i, cut in enumerate(cuts) if cut.truncated)

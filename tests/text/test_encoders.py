@@ -1,0 +1,150 @@
+"""Our graphs against transformers' own modules: random models of every family, the real MiniLM, every engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isocenter.core.errors import ModelError
+from isocenter.core.model import ModelContext
+from isocenter.models._text import engine, folder
+from tests.text.conftest import states_of
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", {}),
+    "bert, tanh GELU": ("BertConfig", {"hidden_act": "gelu_new"}),
+    "bert, ReLU": ("BertConfig", {"hidden_act": "relu"}),
+    "roberta": ("RobertaConfig", {"pad_token_id": 1}),
+    "xlm-roberta": ("XLMRobertaConfig", {"pad_token_id": 1}),
+    "electra": ("ElectraConfig", {"embedding_size": 16}),
+    "mpnet": ("MPNetConfig", {"pad_token_id": 1, "relative_attention_num_buckets": 32}),
+    "distilbert": ("DistilBertConfig", {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}),
+    "deberta 1": (
+        "DebertaConfig",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "max_relative_positions": -1,
+        },
+    ),
+    "deberta 1, positions": ("DebertaConfig", {"relative_attention": False, "pos_att_type": [], "type_vocab_size": 2}),
+    "deberta 2, convolution": (
+        "DebertaV2Config",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "conv_kernel_size": 3,
+            "conv_act": "gelu",
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "max_relative_positions": -1,
+        },
+    ),
+    "deberta 3": (
+        "DebertaV2Config",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "max_relative_positions": -1,
+        },
+    ),
+    "deberta 2, keys of their own": (
+        "DebertaV2Config",
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": False, "type_vocab_size": 2, "max_relative_positions": 20},
+    ),
+}
+
+
+def padded(lengths: list[int], pad: int, vocabulary: int = 240) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    ids = np.full((len(lengths), max(lengths)), pad, np.int64)
+    mask = np.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = rng.integers(5, vocabulary, length)
+        mask[row, :length] = 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_to_transformers(tiny: Callable[..., Path], family: str) -> None:
+    kind, settings = FAMILIES[family]
+    place = tiny(kind, **settings)
+    recipe = folder.read(place)
+    ids, mask = padded([40, 23, 2], int(recipe.config.get("pad_token_id", 0)))
+    expected = states_of(place, ids, mask)
+    real = mask.astype(bool)
+    for layers in (1, 3):
+        for fused in (True, False):
+            runner = _runner(place, recipe, layers, fused)
+            np.testing.assert_allclose(runner(ids, mask)[real], expected[layers][real], atol=2e-5, err_msg=f"{layers} layers, fused {fused}")
+
+
+def _runner(place: Path, recipe: folder.Recipe, layers: int, fused: bool) -> Callable[..., Any]:
+    """An ONNX Runtime session over the fused or the standard graph."""
+    if fused:
+        return engine.make("onnxruntime", place, recipe.config, layers, ModelContext()).run
+    import onnxruntime
+
+    graph, output = engine._graph(place, recipe.config, layers, fused=False)
+    session = onnxruntime.InferenceSession(graph.finish(output)[0], providers=["CPUExecutionProvider"])
+    return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})[0]
+
+
+def test_constants_may_lie_outside_of_the_message(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of models beyond 1 GiB do."""
+    place = tiny("BertConfig")
+    recipe = folder.read(place)
+    ids, mask = padded([12, 5], 0)
+    inside = engine.make("onnxruntime", place, recipe.config, 3, ModelContext()).run(ids, mask)
+    monkeypatch.setattr("isocenter.models._text.graph._INLINE_BYTES", 1000)
+    for name in ("onnxruntime", "openvino"):
+        if name == "openvino":
+            pytest.importorskip("openvino")
+        outside = engine.make(name, place, recipe.config, 3, ModelContext()).run(ids, mask)
+        np.testing.assert_allclose(outside, inside, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "least"),
+    [
+        ("onnxruntime", "float32", 0.99999),
+        ("onnxruntime", "int8", 0.97),
+        ("openvino", "float32", 0.99999),
+        ("openvino", "bfloat16", 0.999),
+        ("torch", "float32", 0.99999),
+    ],
+)
+def test_every_engine_on_the_real_model(minilm: Path, name: str, precision: str, least: float) -> None:
+    pytest.importorskip({"openvino": "openvino", "torch": "transformers"}.get(name, "onnxruntime"))
+    recipe = folder.read(minilm)
+    ids, mask = padded([60, 31, 8], 0, 30_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = engine.make("onnxruntime", minilm, recipe.config, 6, ModelContext()).run(ids, mask)
+        found = engine.make(name, minilm, recipe.config, 6, ModelContext(precision=precision)).run(ids, mask)
+    a, b = (folder.pool(s, mask, ("mean",)) for s in (expected, found))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() >= least
+
+
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("openvino", "int8"), ("torch", "int8")])
+def test_what_an_engine_does_not_offer_is_refused(tiny: Callable[..., Path], name: str, precision: str) -> None:
+    pytest.importorskip("openvino" if name == "openvino" else "transformers")
+    place = tiny("BertConfig")
+    with pytest.raises(ModelError, match=precision):
+        engine.make(name, place, folder.read(place).config, 3, ModelContext(precision=precision))
