@@ -167,6 +167,7 @@ def test_memory_stays_near_the_array(tmp_path: Path, syntax: str, count: int) ->
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
+        ({"RescaleSlope": 0}, InputError),
         ({"BitsAllocated": 12}, UnsupportedError),
         ({"BitsAllocated": 1, "BitsStored": 1}, UnsupportedError),
         ({"BitsStored": 20}, InputError),

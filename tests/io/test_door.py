@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError
+from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError, UsageError
 from isocenter.core.volume import Volume
 from isocenter.io import dicom, door
 from tests.io.dicom_files import LIMITS, data_of, image, read_bytes, save, stack, voxels, zipped
@@ -140,3 +140,8 @@ def test_faults_of_a_parser_leave_as_typed_errors(monkeypatch: pytest.MonkeyPatc
     assert isinstance(caught.value, IsocenterError)
     assert "secret" not in caught.value.message
     assert caught.value.__suppress_context__
+
+
+def test_a_modality_is_a_code() -> None:
+    with pytest.raises(UsageError):
+        read_bytes(nifti(PHANTOM), modality="<script>")

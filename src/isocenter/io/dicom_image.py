@@ -161,7 +161,7 @@ def _plain(part: Part, header: Header, form: Form, frames: int, localizer: bool)
     position = header.numbers(0x00200032)
     return Slice(
         part, header, form, 0, frames, _position(position), _orientation(header.numbers(0x00200037)), _spacing(header.numbers(0x00280030)),
-        _one(header, 0x00281053, 1.0), _one(header, 0x00281052, 0.0), int(number), time,
+        _slope(_one(header, 0x00281053, 1.0)), _one(header, 0x00281052, 0.0), int(number), time,
         _step(_loose(header, 0x00180088)) or _step(_loose(header, 0x00180050)), localizer,
         0x00281052 in header.values and header.text(0x00281054) in _HOUNSFIELD,
     )  # fmt: skip
@@ -248,6 +248,12 @@ def _frames(first: Slice, header: Header, limits: Limits) -> list[Slice]:
     ]  # fmt: skip
 
 
+def _slope(value: float) -> float:
+    if value == 0:
+        raise InputError("a DICOM image has a rescale slope of 0, which would make all its values equal")
+    return _checked(value)
+
+
 def _along(start: Triple, normal: Triple, distance: float) -> Triple:
     return start[0] + distance * normal[0], start[1] + distance * normal[1], start[2] + distance * normal[2]
 
@@ -292,7 +298,7 @@ def _placed(base: Slice, group: _Group, header: Header, limits: Limits) -> Slice
         changes["calibrated"] = transformation.get(0x00281054, b"").decode("latin-1").strip(" \0") in _HOUNSFIELD
     for name, tag in (("slope", 0x00281053), ("intercept", 0x00281052)):
         for number in decimals(transformation.get(tag)) or ():
-            changes[name] = _checked(number)
+            changes[name] = _slope(number) if name == "slope" else _checked(number)
     content = _macro(group, 0x00209111, header, limits)
     if time := list(_longs(content.get(0x00209128), header)):
         changes["time"] = (float(time[0]), 0.0, 0.0)

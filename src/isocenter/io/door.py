@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError
+from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError, UsageError
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Volume
 from isocenter.io import dicom, dicom_header
@@ -22,6 +23,7 @@ from isocenter.io.archive import Part, Walk
 from isocenter.io.upload import Upload
 
 _HEAD = 4096
+_MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
 
 
 def read_upload(upload: Upload, *, limits: Limits, series_uid: str | None = None, modality: str | None = None) -> Volume:
@@ -182,6 +184,8 @@ def _finish(volume: Volume, modality: str | None) -> Volume:
     """The modality that was asked for, or CT where a format without modality holds what only CT does."""
     if modality is not None:
         modality = modality.strip().upper()
+        if not _MODALITY.fullmatch(modality):
+            raise UsageError("the modality must be one of DICOM's, such as CT, MR, US or OT")
         return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
     if volume.modality == "CT" and volume.unit != "HU":
         # The header does not say that these are Hounsfield units; most often it merely forgot to.
