@@ -55,7 +55,7 @@ def stack(images: list[Slice], limits: Limits) -> Stack:
         images = [replace(s, spacing=spacing) for s in images]
     row, column, normal = _axes(images[0])
     depth = np.array([s.position for s in images], float) @ normal
-    order = sorted(range(len(images)), key=lambda i: (depth[i], images[i].time, images[i].number))
+    order = np.argsort(depth, kind="stable")
     images = _distinct([images[i] for i in order], depth[order], notes)
     positions = np.array([s.position for s in images], float)
     return _regular(images, positions, (row, column, normal), notes, limits)
@@ -150,7 +150,8 @@ def _distinct(images: list[Slice], depth: NDArray[np.float64], notes: list[str])
             places.append([image])
     if len(places) == len(images):
         return images
-    places = [_without_copies(place) for place in places]
+    # Positions of one place may differ in their last digits, so time decides only here.
+    places = [_without_copies(sorted(place, key=lambda s: (s.time, s.number))) for place in places]
     dropped = len(images) - sum(map(len, places))
     if dropped:
         notes.append(f"{dropped} of the {len(images)} images are duplicates of others and were left out.")
