@@ -60,6 +60,24 @@ def test_a_grid_comes_back_from_both_forms(seed: int, mirrored: bool) -> None:
     assert grid.same_as(read(nifti.write(np.zeros((3, 4, 5), np.uint8), grid)).grid)
 
 
+def test_simpleitk_reads_the_same_place(tmp_path: Path) -> None:
+    import SimpleITK
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(0)
+    for turn in (*Rotation.random(20, rng=rng).as_matrix(), *(np.eye(3)[rng.permutation(3)] for _ in range(20))):
+        affine = np.eye(4)
+        affine[:3, :3] = turn * rng.uniform(0.2, 6, 3) * rng.choice((-1, 1), 3)
+        affine[:3, 3] = rng.uniform(-400, 400, 3)
+        array = rng.integers(0, 9, (3, 4, 5)).astype(np.uint8)
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(nifti.write(array, Grid.from_affine_lps(affine, array.shape)))
+        image = SimpleITK.ReadImage(path)
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), array)
+        np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing(), affine[:3, :3], atol=1e-4)
+        np.testing.assert_allclose(image.GetOrigin(), affine[:3, 3], atol=1e-4)
+
+
 def test_a_shear_is_kept_and_has_no_qform() -> None:
     affine = np.eye(4)
     affine[0, 1] = 0.3
