@@ -24,7 +24,7 @@ from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
-from isocenter.io import door
+from isocenter.io import door, picture
 from isocenter.io.upload import Upload
 from isocenter.models import registry
 from isocenter.runtime.runtime import Runtime
@@ -68,14 +68,22 @@ class Service:
 
     # 1. A scan comes in.
 
-    def open(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None) -> Volume:
-        """The volume in an upload; decoded once, however often the same bytes come."""
-        alias = (upload.digest, upload.suffix, series_uid, modality)
-        return self.volumes.read(alias, lambda: door.read_upload(upload, limits=self.settings, series_uid=series_uid, modality=modality))
+    def open(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
+        """The volume in an upload; decoded once, however often the same bytes come. `window`: see `picture.to_hounsfield`."""
+        alias = (upload.digest, upload.suffix, series_uid, modality, window)
 
-    def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None) -> Volume:
+        def read(modality: str | None) -> Volume:
+            return door.read_upload(upload, limits=self.settings, series_uid=series_uid, modality=modality)
+
+        return self.volumes.read(alias, lambda: _windowed(read, modality, window))
+
+    def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
         """The volume in a file or a folder of this machine."""
-        return self.volumes.put(door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality))
+
+        def read(modality: str | None) -> Volume:
+            return door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality)
+
+        return self.volumes.put(_windowed(read, modality, window))
 
     # 2. Somebody names what they want ...
 
@@ -214,6 +222,15 @@ class Service:
         if points > self.settings.max_prompts:
             raise LimitError(f"{points} prompt points in one request are too many", limit="max_prompts", value=self.settings.max_prompts)
         check_inside(prompts, volume.shape)
+
+
+def _windowed(read: Callable[[str | None], Volume], modality: str | None, window: str | None) -> Volume:
+    """What `read` gives for a modality; with a window, a picture as the CT that it shows."""
+    if window is None:
+        return read(modality)
+    if (modality or "CT").upper() != "CT":
+        raise UsageError("a window in Hounsfield units goes with modality=CT")
+    return picture.to_hounsfield(read(None), window)
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isocenter.core.errors import InputError, LimitError, UnsupportedError
+from isocenter.core.errors import InputError, LimitError, UnsupportedError, UsageError
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Volume
 from isocenter.io import picture
@@ -112,12 +112,18 @@ def test_pictures_larger_than_pillow_s_own_limit_are_read(monkeypatch: pytest.Mo
 
 
 def test_grey_levels_become_hounsfield_units() -> None:
-    volume = picture.to_hounsfield(read(saved(Image.fromarray(GREY))), 400, 40)
+    volume = picture.to_hounsfield(read(saved(Image.fromarray(GREY))), "400/40")
     np.testing.assert_array_equal(volume.array, np.rint(-160 + GREY[None] * (400 / 255)).astype(np.int16))
     assert (volume.modality, volume.unit) == ("CT", "HU")
     assert any("-160..240 HU" in note for note in volume.source.notes)
     with pytest.raises(UnsupportedError):
-        picture.to_hounsfield(volume, 400, 40)
+        picture.to_hounsfield(volume, "400/40")
+
+
+@pytest.mark.parametrize("window", ["", "400", "400/40/1", "a/b", "nan/0", "0/40", "-1/40", "inf/0", "400/1e9"])
+def test_windows_that_make_no_sense(window: str) -> None:
+    with pytest.raises(UsageError, match="400/40"):
+        picture.to_hounsfield(read(saved(Image.fromarray(GREY))), window)
 
 
 def test_png_out() -> None:

@@ -63,6 +63,7 @@ Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="A mask to start
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Words only: how probable a voxel must be.")]
 Modality = Annotated[str | None, typer.Option(metavar="CT|MR|...", help="What the scan is, where its file does not say.")]
+Window = Annotated[str | None, typer.Option(metavar="WIDTH/LEVEL", help="Of a picture of a CT: the window in HU that it was made with.")]
 SeriesUid = Annotated[str | None, typer.Option(metavar="UID", help="Which DICOM series, where there are several.")]
 MaskFormat = Annotated[
     Format | None, typer.Option("--format", metavar="|".join(Format), help="Format of the mask.", show_default="by the output's name, else nii.gz")
@@ -85,6 +86,7 @@ def segment(
     model: Model = None,
     threshold: Threshold = 0.5,
     modality: Modality = None,
+    window: Window = None,
     series_uid: SeriesUid = None,
     form: MaskFormat = None,
     as_json: Json = False,
@@ -115,7 +117,7 @@ def segment(
     service = Service(settings())
     try:
         with step("Reading the scan", quiet=as_json):
-            volume = _read(service, source, series_uid, modality)
+            volume = _read(service, source, series_uid, modality, window)
         if mask is not None:
             from isocenter.core.prompts import MaskPrompt
 
@@ -149,10 +151,10 @@ def _target(out: Path, form: Format | None) -> tuple[Path, str]:
     return out, named.suffix
 
 
-def _read(service: Service, path: Path, series_uid: str | None = None, modality: str | None = None) -> Volume:
+def _read(service: Service, path: Path, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
     if not path.exists():
         raise InputError(f"there is no file or folder {path}")
-    return service.open_path(path, series_uid=series_uid, modality=modality)
+    return service.open_path(path, series_uid=series_uid, modality=modality, window=window)
 
 
 def _answer(service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None) -> tuple[Segmentation, dict[str, str]]:

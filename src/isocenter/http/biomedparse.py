@@ -6,13 +6,12 @@ Prompts come as query parameters or as form fields; both count, in this order. A
 from __future__ import annotations
 
 import base64
-import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse
 
-from isocenter.core.errors import InputError, IsocenterError, UsageError
+from isocenter.core.errors import InputError, IsocenterError
 from isocenter.core.model import Finding
 from isocenter.core.volume import Volume
 from isocenter.http.biomedparse_answers import Answer2D, Answer3D, Array, Health, Result2D, Result3D
@@ -71,18 +70,14 @@ async def predict_2d(
     """Find structures in one PNG, JPEG or single-frame DICOM."""
     async with read_form(request, here.service.settings) as form:
         file, words = _inputs(form, prompts)
-        greys = _window(window)
 
-        def work() -> tuple[Volume, Found]:
-            volume = here.service.open(file, modality=None if greys else modality)
+        def work() -> Found:
+            volume = here.service.open(file, modality=modality, window=window)
             if volume.shape[0] != 1:
                 raise InputError("Expected a single picture (PNG, JPEG or single-frame DICOM); volumes go to predict-3d-nifti or predict-3d-dicom")
-            if greys and (volume.source.format != "picture" or (modality or "").upper() != "CT"):
-                raise UsageError("window= goes with modality=CT and a PNG or JPEG")
-            volume = picture.to_hounsfield(volume, *greys) if greys else volume
-            return volume, here.service.find(volume, words, threshold=threshold, model=model)
+            return here.service.find(volume, words, threshold=threshold, model=model)
 
-        _, found = await _run(here, work, "2D inference failed")
+        found: Found = await _run(here, work, "2D inference failed")
         results = await here.read(lambda: [_result_2d(f, found, return_heatmap) for f in found.findings])
         return Answer2D(status="success", results=results)
 
@@ -156,19 +151,6 @@ def _inputs(form: Form, query: list[str] | None) -> tuple[Upload, list[str]]:
     if not words:
         raise HTTPException(400, "No prompts provided")
     return file, words
-
-
-def _window(text: str | None) -> tuple[float, float] | None:
-    """Width and level in HU from a text such as "400/40"."""
-    if text is None:
-        return None
-    try:
-        width, level = (float(part) for part in text.split("/"))
-    except ValueError:
-        raise UsageError("window must be width/level in HU, such as 400/40") from None
-    if not (math.isfinite(width) and math.isfinite(level) and width > 0):
-        raise UsageError("window must be width/level in HU, such as 400/40")
-    return width, level
 
 
 async def _run(here: Context, work: Any, failure: str) -> Any:

@@ -7,6 +7,7 @@ is not applied: a mask must fit the pixels as they are stored.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import InputError, LimitError, UnsupportedError
+from isocenter.core.errors import InputError, LimitError, UnsupportedError, UsageError
 from isocenter.core.geometry import Grid
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Source, Volume
@@ -98,13 +99,17 @@ def _brightness(image: Any) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     return np.array(grey, dtype=np.uint8), notes
 
 
-def to_hounsfield(volume: Volume, width: float, level: float) -> Volume:
-    """A picture of a CT as Hounsfield units: black is level - width / 2, white level + width / 2.
+def to_hounsfield(volume: Volume, window: str) -> Volume:
+    """A picture of a CT as Hounsfield units, by the `window` that it was made with: "width/level" in HU, such as "400/40".
+
+    Black is level - width / 2, white level + width / 2. Raises `UsageError` for a window that is not of this form and
+    `UnsupportedError` for what is no picture.
 
     A picture has no scale, and anatomy needs one: its longer side is taken as `FIELD_MM`.
     """
-    if volume.array.dtype.kind != "u":
-        raise UnsupportedError("only the grey levels of a picture can be mapped to Hounsfield units")
+    if volume.source.format != "picture" or volume.array.dtype.kind != "u":
+        raise UnsupportedError("only the grey levels of a PNG or JPEG can be mapped to Hounsfield units by a window")
+    width, level = _window(window)
     white = 2 ** (8 * volume.array.dtype.itemsize) - 1
     units = np.rint(level - width / 2 + volume.array.astype(np.float64) * (width / white))
     note = f"Grey levels 0..{white} were taken as {level - width / 2:g}..{level + width / 2:g} HU (window {width:g}/{level:g})."
@@ -113,6 +118,16 @@ def to_hounsfield(volume: Volume, width: float, level: float) -> Volume:
     spacing = FIELD_MM / max(volume.shape)
     array = np.clip(units, -32768, 32767).astype(np.int16)
     return Volume(array, (spacing, spacing, 1.0), modality="CT", unit="HU", source=source)
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        width, level = (float(part) for part in text.split("/"))
+    except ValueError:
+        width = level = math.nan
+    if not (math.isfinite(width) and math.isfinite(level) and 0 < width <= 65536 and abs(level) <= 32768):
+        raise UsageError("the window must be width/level in Hounsfield units, such as 400/40")
+    return width, level
 
 
 def png(array: NDArray[np.generic]) -> bytes:
