@@ -114,12 +114,8 @@ def test_a_picture_with_a_window_is_a_ct_slice(client: TestClient, ct: Phantom) 
     mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(result["mask"]))))
     assert mask.shape == plane.shape
     assert set(np.unique(mask)) == {0, 255}
-    for query, words in (
-        ("", "modality=CT"),
-        ("?modality=CT", "window=400/40"),
-        ("?modality=CT&window=0/1", "400/40"),
-        ("?modality=MR&window=4/1", "CT"),
-    ):
+    cases = {"": "modality=CT", "?modality=CT": "window=400/40", "?modality=CT&window=0/1": "400/40", "?modality=MR&window=4/1": "CT"}
+    for query, words in cases.items():
         refused = client.post(f"{BASE}/predict-2d{query}", files={"file": ("slice.png", buffer.getvalue())}, data={"prompts": "bone"})
         assert refused.status_code in (400, 415), "grey levels must not pass for Hounsfield units"
         assert words in refused.json()["detail"]
