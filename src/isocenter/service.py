@@ -121,7 +121,7 @@ class Service:
                 interaction: Interaction = lease.model.begin(prepared)
                 return interaction
 
-            with self.sessions.hold((spec.id, volume.key, owner), begin) as session:
+            with self.sessions.hold((spec.id, volume.key, owner), prompts, begin) as session:
                 changed = session.follow(prompts)
                 seconds = {"prepare": ready - started, "infer": time.perf_counter() - ready}
                 provenance = _provenance(spec, volume, prompts, {}, seconds, volume.source.notes)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isocenter.core.prompts import Box, Point, Prompt, overlap, union
-from isocenter.runtime.sessions import Sessions, changes
+from isocenter.runtime.sessions import PER_OWNER, Sessions, changes
 
 
 class Recorder:
@@ -42,27 +42,49 @@ def test_changes_lead_to_exactly_what_is_wanted(said: list[Any], wanted: list[An
         assert (keep, add) == (len(said), []), "the same prompts in another order change nothing"
 
 
+def ask(sessions: Sessions, key: tuple[str, ...], request: Sequence[Prompt]) -> list[Prompt]:
+    """Follow a request in whichever session it gets; returns what that session's interaction was told, in order."""
+    with sessions.hold(key, request, Recorder) as session:
+        session.follow(request)
+        assert isinstance(session.interaction, Recorder)
+        return list(session.interaction.log)
+
+
+ME = ("m", "v", "me")
+P, N, Q, R = Point((0, 0, 0)), Point((0, 0, 1), positive=False), Point((0, 0, 2)), Point((0, 0, 3))
+
+
 def test_the_order_in_which_prompts_came_is_kept() -> None:
     sessions = Sessions(10**6, 60)
-    recorder = Recorder()
-    p, n, q = Point((0, 0, 0)), Point((0, 0, 1), positive=False), Point((0, 0, 2))
-    for request in ([p], [p, n], [p, q, n]):
-        with sessions.hold(("m", "v", "me"), lambda: recorder) as session:
-            session.follow(request)
-    assert recorder.log == [p, n, q]
-    with sessions.hold(("m", "v", "me"), lambda: recorder) as session:
-        session.follow([q, p])
-    assert recorder.log == [p, q]
+    for request in ([P], [P, N]):
+        ask(sessions, ME, request)
+    assert ask(sessions, ME, [P, Q, N]) == [P, N, Q], "the negative came before the second positive"
+    assert ask(sessions, ME, [Q, P]) == [P, Q]
+    assert len(sessions) == 1
+
+
+def test_two_people_who_look_like_one_do_not_undo_each_other() -> None:
+    sessions = Sessions(10**6, 60)
+    assert ask(sessions, ME, [P]) == [P]
+    assert ask(sessions, ME, [Q]) == [Q]
+    assert ask(sessions, ME, [P, N]) == [P, N]
+    assert ask(sessions, ME, [Q, N]) == [Q, N]
+    assert ask(sessions, ME, [P, R, N]) == [P, N, R]
+    assert len(sessions) == 2
+
+
+def test_an_owner_has_a_few_sessions_on_a_volume_at_most() -> None:
+    sessions = Sessions(10**6, 60)
+    for column in range(20):
+        ask(sessions, ME, [Point((0, 1, column))])
+    assert len(sessions) == PER_OWNER
 
 
 def test_owners_and_volumes_do_not_share() -> None:
     sessions = Sessions(10**6, 60)
-    seen = []
     for key in (("m", "v", "a"), ("m", "v", "b"), ("m", "w", "a")):
-        with sessions.hold(key, Recorder) as session:
-            seen.append(session)
-            session.follow([Point((0, 0, 0))])
-    assert len({id(s) for s in seen}) == 3
+        ask(sessions, key, [P])
+    assert len(sessions) == 3
     assert sessions.drop(lambda key: key[2] == "a") == 2
     assert len(sessions) == 1
 
@@ -70,21 +92,19 @@ def test_owners_and_volumes_do_not_share() -> None:
 def test_a_failure_ends_the_session_and_memory_is_bounded() -> None:
     sessions = Sessions(250, 60)
     try:
-        with sessions.hold(("m", "v", "a"), Recorder):
+        with sessions.hold(ME, [], Recorder):
             raise RuntimeError
     except RuntimeError:
         pass
     assert len(sessions) == 0
-    for owner in range(5):
-        with sessions.hold(("m", "v", owner), Recorder):
-            pass
+    for owner in "abcde":
+        ask(sessions, ("m", "v", owner), [P])
     assert len(sessions) == 2
 
 
 def test_old_sessions_are_swept() -> None:
     sessions = Sessions(10**6, 0)
-    with sessions.hold(("m", "v", "a"), Recorder):
-        pass
+    ask(sessions, ME, [P])
     assert sessions.sweep() == 1
 
 

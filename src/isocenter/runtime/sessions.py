@@ -7,6 +7,7 @@ undone. A session belongs to one owner, one model and one volume (by content has
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -22,6 +23,8 @@ from isocenter.core.model import Interaction
 from isocenter.core.prompts import Box, MaskPrompt, Prompt, union
 
 Key = tuple[Hashable, ...]
+#: Sessions that one owner may have on one volume.
+PER_OWNER = 4
 
 
 def identity(prompt: Prompt) -> Hashable:
@@ -88,12 +91,17 @@ class Session:
 
 
 class Sessions:
-    """All sessions: bounded by bytes (least recently used out first) and by age."""
+    """All sessions: bounded by bytes (least recently used out first) and by age.
+
+    Several people may look like one owner (behind a proxy, say). So an owner may have several sessions on one volume, and
+    a request goes on with the one whose prompts it shares the longest beginning with; one that shares nothing starts anew.
+    """
 
     def __init__(self, capacity: int, ttl: float) -> None:
         self._capacity = capacity
         self._ttl = ttl
-        self._sessions: OrderedDict[Key, Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[Key, int], Session] = OrderedDict()
+        self._serial = itertools.count()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -101,42 +109,65 @@ class Sessions:
             return len(self._sessions)
 
     @contextmanager
-    def hold(self, key: Key, begin: Callable[[], Interaction]) -> Iterator[Session]:
-        """The session of `key`, begun if need be, for one user at a time. A failure inside drops it."""
+    def hold(self, key: Key, prompts: Sequence[Prompt], begin: Callable[[], Interaction]) -> Iterator[Session]:
+        """The session of `key` that goes best with `prompts`, begun if need be, for one user at a time.
+
+        A failure inside drops it.
+        """
+        wanted = [identity(p) for p in prompts]
         with self._lock:
-            session = self._sessions.get(key)
-        if session is None:
-            fresh = Session(begin())
+            name = self._best(key, wanted)
+            session = self._sessions[name] if name else None
+        if session is None or name is None:
+            session = Session(begin())
             with self._lock:
-                session = self._sessions.setdefault(key, fresh)
+                name = (key, next(self._serial))
+                self._sessions[name] = session
         try:
             with session.lock:
                 yield session
         except BaseException:
-            self.drop(lambda k: k == key)
+            with self._lock:
+                self._sessions.pop(name, None)
             raise
         with self._lock:
-            if key in self._sessions:
+            if name in self._sessions:
                 session.used = time.monotonic()
-                self._sessions.move_to_end(key)
-            self._evict()
+                self._sessions.move_to_end(name)
+            self._evict(key)
 
     def drop(self, which: Callable[[Key], bool]) -> int:
         """Forget the sessions whose key satisfies `which`; returns how many."""
         with self._lock:
-            gone = [key for key in self._sessions if which(key)]
-            for key in gone:
-                del self._sessions[key]
+            gone = [name for name in self._sessions if which(name[0])]
+            for name in gone:
+                del self._sessions[name]
         return len(gone)
 
     def sweep(self) -> int:
         """Forget the sessions that nobody touched for the time to live; returns how many."""
         oldest = time.monotonic() - self._ttl
         with self._lock:
-            stale = {key for key, session in self._sessions.items() if session.used < oldest}
-        return self.drop(lambda key: key in stale)
+            stale = [name for name, session in self._sessions.items() if session.used < oldest]
+            for name in stale:
+                del self._sessions[name]
+        return len(stale)
 
-    def _evict(self) -> None:
+    def _best(self, key: Key, wanted: Sequence[Hashable]) -> tuple[Key, int] | None:
+        """The session that shares the longest beginning with `wanted`; of equals the one with least to undo."""
+        best, rank = None, (0, 0)
+        for name, session in self._sessions.items():
+            if name[0] == key:
+                said = list(session.said)
+                keep, _ = changes(said, wanted)
+                if (keep or not said) and (best is None or (keep, keep - len(said)) >= rank):
+                    best, rank = name, (keep, keep - len(said))
+        return best
+
+    def _evict(self, key: Key) -> None:
+        mine = [name for name in self._sessions if name[0] == key]
+        for name in mine[:-PER_OWNER]:
+            del self._sessions[name]
         held = sum(s.nbytes for s in self._sessions.values())
         while held > self._capacity and len(self._sessions) > 1:
             _, session = self._sessions.popitem(last=False)
