@@ -70,12 +70,15 @@ class Service:
 
     def open(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
         """The volume in an upload; decoded once, however often the same bytes come. `window`: see `picture.to_hounsfield`."""
-        alias = (upload.digest, upload.suffix, series_uid, modality, window)
 
         def read(modality: str | None) -> Volume:
             return door.read_upload(upload, limits=self.settings, series_uid=series_uid, modality=modality)
 
-        return self.volumes.read(alias, lambda: _windowed(read, modality, window))
+        return self.volumes.read((upload.digest, upload.suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
+
+    def known(self, upload: Upload) -> Volume | None:
+        """The volume that `open` made of the same bytes before, if it is still here; nothing is decoded."""
+        return self.volumes.find((upload.digest, upload.suffix, None, None, None))
 
     def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
         """The volume in a file or a folder of this machine."""

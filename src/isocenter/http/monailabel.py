@@ -100,8 +100,8 @@ async def infer(
         owner = owner_of(request, params.client)
         file = form.files.get("file")
         if model == "segmentation" and params.mode == "reset":
-            # Answered without looking at the image, which may be long gone.
-            here.service.forget(owner)
+            # Nothing is decoded for it; without a file that was seen before, all of this client's work is dropped.
+            here.service.forget(owner, here.service.known(file) if file else None)
             return JSONResponse({})
         if file is None:
             raise _no_image(image, session_id)
