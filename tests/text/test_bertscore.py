@@ -53,7 +53,9 @@ def theirs(folder: Path, candidates: list[str], references: list[str], layers: i
     package = pytest.importorskip("bert_score")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scorer = package.BERTScorer(model_type=str(folder), num_layers=layers, idf=idf, idf_sents=references if idf else None, device="cpu", nthreads=0)
+        scorer = package.BERTScorer(
+            model_type=str(folder), num_layers=layers, idf=idf, idf_sents=references if idf else None, device="cpu", nthreads=0
+        )
         tokenizer = scorer._tokenizer
         # transformers 5 took this away; the package needs it for empty texts.
         tokenizer.build_inputs_with_special_tokens = lambda ids: [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]

@@ -1,0 +1,160 @@
+"""The queue by itself: what shares a batch, who is next, what happens to those who leave or fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isocenter.core.errors import BusyError
+from isocenter.runtime.batching import Batcher, Lane
+
+
+class Recorder:
+    """A lane's work that notes its batches, can be held up, and fails on the token 666."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+
+    def __call__(self, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Sequence[Any]:
+        self.entered.set()
+        assert self.go.wait(10)
+        self.batches.append([tuple(r[: int(m.sum())]) for r, m in zip(ids.tolist(), mask, strict=True)])
+        if (ids == 666).any():
+            raise ValueError("poison")
+        return [int(row[m == 1].sum()) for row, m in zip(ids, mask, strict=True)]
+
+
+@pytest.fixture
+def run() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    made = Batcher(slots=1, token_budget=100, most_texts=8, queue_size=4)
+    yield made
+    made.close()
+
+
+def test_results_keep_their_order_and_batches_are_sorted(batcher: Batcher, run: Recorder) -> None:
+    texts = [(i,) * n for i, n in enumerate((3, 40, 12, 41, 2, 90, 11), start=1)]
+    ticket = batcher.submit(Lane("a", run, 0), texts)
+    assert ticket.future.result(5) == [sum(t) for t in texts]
+    for batch in run.batches:
+        longest = max(map(len, batch))
+        assert longest * len(batch) <= 100 or len(batch) == 1
+        assert min(map(len, batch)) >= 0.8 * longest - 4
+    assert ticket.progress == 1
+    assert (batcher.waiting, batcher.in_flight) == (0, 0)
+
+
+def test_the_same_text_is_computed_once(batcher: Batcher, run: Recorder) -> None:
+    run.go.clear()
+    lane = Lane("a", run, 0)
+    first = batcher.submit(lane, [(1, 2), (1, 2), (3,)])
+    second = batcher.submit(lane, [(3,), (1, 2)])
+    run.go.set()
+    assert first.future.result(5) == [3, 3, 3]
+    assert second.future.result(5) == [3, 3]
+    assert sorted(t for b in run.batches for t in b) == [(1, 2), (3,)]
+
+
+def test_requests_share_batches_but_lanes_do_not(batcher: Batcher, run: Recorder) -> None:
+    run.go.clear()
+    other = Recorder()
+    held = batcher.submit(Lane("a", run, 0), [(9,) * 50])
+    assert run.entered.wait(5)
+    tickets = [batcher.submit(Lane("a", run, 0), [(i, i)]) for i in range(3)]
+    apart = batcher.submit(Lane("b", other, 0), [(7, 7)])
+    assert (batcher.in_flight, batcher.waiting) == (1, 4)
+    run.go.set()
+    assert [t.future.result(5) for t in tickets] == [[0], [2], [4]]
+    assert apart.future.result(5) == [14]
+    assert held.future.result(5) == [450]
+    assert len(run.batches) == 2
+    assert other.batches == [[(7, 7)]]
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(batcher: Batcher, run: Recorder) -> None:
+    lane = Lane("a", run, 0)
+    run.go.clear()
+    large = batcher.submit(lane, [(i,) * 60 for i in range(20)])
+    assert run.entered.wait(5)
+    small = batcher.submit(lane, [(5, 5)])
+    run.go.set()
+    assert small.future.result(5) == [10]
+    assert large.future.result(5)
+    assert [(5, 5)] in run.batches[:3]
+
+
+def test_a_failure_is_that_of_its_batch(batcher: Batcher, run: Recorder) -> None:
+    lane = Lane("a", run, 0)
+    bad = batcher.submit(lane, [(666,) * 50, (1,)])
+    good = batcher.submit(lane, [(2,)])
+    with pytest.raises(ValueError, match="poison"):
+        bad.future.result(5)
+    assert good.future.result(5) == [2]
+    assert batcher.submit(lane, [(3,)]).future.result(5) == [3]
+    assert (batcher.waiting, batcher.in_flight) == (0, 0)
+
+
+def test_who_leaves_takes_his_texts_along_but_not_those_of_others(batcher: Batcher, run: Recorder) -> None:
+    lane = Lane("a", run, 0)
+    run.go.clear()
+    held = batcher.submit(lane, [(9,) * 50])
+    assert run.entered.wait(5)
+    leaver = batcher.submit(lane, [(1,) * 20, (2,) * 20])
+    stayer = batcher.submit(lane, [(2,) * 20])
+    assert batcher.drop(leaver, unless_started=True)
+    assert not batcher.drop(held, unless_started=True)
+    assert leaver.future.cancelled()
+    run.go.set()
+    assert stayer.future.result(5) == [40]
+    assert held.future.result(5)
+    assert (1,) * 20 not in [t for b in run.batches for t in b]
+
+
+def test_the_queue_is_bounded(batcher: Batcher, run: Recorder) -> None:
+    run.go.clear()
+    batcher.submit(Lane("a", run, 0), [(9,)])
+    assert run.entered.wait(5)
+    for i in range(4):
+        batcher.submit(Lane("a", run, 0), [(i,)])
+    with pytest.raises(BusyError, match="GPU busy - retry later"):
+        batcher.submit(Lane("a", run, 0), [(8,)])
+    run.go.set()
+
+
+def test_from_many_threads(run: Recorder) -> None:
+    batcher = Batcher(slots=3, token_budget=64, queue_size=100)
+    wrong: list[Any] = []
+
+    def client(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            texts = [tuple(rng.integers(1, 50, rng.integers(1, 20)).tolist()) for _ in range(int(rng.integers(1, 6)))]
+            ticket = batcher.submit(Lane("a", run, 0), texts)
+            if rng.random() < 0.2:
+                batcher.drop(ticket)
+            elif ticket.future.result(20) != [sum(t) for t in texts]:
+                wrong.append(texts)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    deadline = time.monotonic() + 5
+    while batcher.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not wrong
+    assert (batcher.waiting, batcher.in_flight, len(batcher._known)) == (0, 0, 0)
+    batcher.close()

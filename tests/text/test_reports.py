@@ -1,0 +1,103 @@
+"""Report metrics, their clinical check, the route and the two commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isocenter.analysis import report_metrics
+from isocenter.cli import app
+from tests.text.test_wire import application
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "kinds"),
+    [
+        ("A 5 mm nodule in the left upper lobe.", "A 5 mm nodule in the left upper lobe.", []),
+        ("A 0.5 cm nodule.", "A 5 mm nodule.", []),
+        ("A 5 cm nodule.", "A 5 mm nodule.", ["unit"]),
+        ("A 7 mm nodule.", "A 5 mm nodule.", ["number", "number"]),
+        ("Mass of 3 x 4 cm.", "Mass of 30 x 40 mm.", []),
+        ("A nodule.", "A 5 mm nodule.", ["number"]),
+        ("Right lower lobe opacity.", "Left lower lobe opacity.", ["laterality"] * 2),
+        ("Bilateral effusions.", "Left effusion.", ["laterality"]),
+        ("Pleural effusion.", "No pleural effusion.", ["negation"] * 2),
+        ("No consolidation. Effusion is present.", "No effusion, but consolidation is present.", ["negation"] * 2),
+        ("There is no pneumothorax or effusion.", "Without effusion or pneumothorax.", []),
+        ("", "", []),
+    ],
+)
+def test_what_a_wrong_word_would_cost(candidate: str, reference: str, kinds: list[str]) -> None:
+    assert [d.kind for d in report_metrics.clinical(candidate, reference)] == kinds
+
+
+def test_overlap_is_that_of_the_kept_libraries() -> None:
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    same = report_metrics.compare("The lungs are clear and the heart is normal.", "The lungs are clear and the heart is normal.")
+    assert (same["rouge_l"], round(same["bleu"]), round(same["chrf"])) == (1, 100, 100)
+    assert same["clinical"] == {"agree": True, "differences": []}
+
+
+def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    found = report_metrics.compare("a", "b")
+    assert found["rouge_l"] is None
+    assert "isocenter[reports]" in found["reason"]
+
+
+def test_the_route(home: Path, minilm: Path) -> None:
+    body = {"candidates": ["Effusion on the left side, 3 cm."], "references": ["No effusion. Nodule on the right side, 3 mm."]}
+    with application(home, minilm) as client:
+        answer = client.post("/api/v1/report-metrics", json=body).json()
+        without = client.post("/api/v1/report-metrics", json={**body, "bertscore": False}).json()
+    assert 0 < answer["results"][0]["bertscore"]["f1"] < 1
+    assert answer["model"] == "all-MiniLM-L6-v2"
+    assert {d["kind"] for d in answer["results"][0]["clinical"]["differences"]} == {"unit", "laterality", "negation"}
+    assert "bertscore" not in without["results"][0]
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(args), catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_embed_and_score_files(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOCENTER_TEXT_MODELS", f"all-MiniLM-L6-v2={minilm}")
+    monkeypatch.setenv("MODEL_BERTSCORE", "all-MiniLM-L6-v2")
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"id": 1, "text": "No effusion."}\n{"id": 2, "text": "Ergu\\u00df"}\n')
+    code, shown, _ = run("embed", str(source))
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert (code, [r["id"] for r in rows], len(rows[0]["embedding"]), rows[0]["model"]) == (0, [1, 2], 384, "all-MiniLM-L6-v2")
+    assert run("embed", str(source), "-o", str(tmp_path / "v.npy"))[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), [r["embedding"] for r in rows], atol=1e-6)
+    table = tmp_path / "pairs.csv"
+    table.write_text('candidate,reference\n"Left, 5 mm","Left, 5 cm"\nclear,clear\n')
+    assert run("score", str(table), "-o", str(tmp_path / "s.csv"))[0] == 0
+    assert "unit" in (tmp_path / "s.csv").read_text()
+    code, shown, _ = run("score", str(table), "--idf")
+    assert code == 0
+    assert json.loads(shown.splitlines()[1])["f1"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [("a.txt", "x", 2), ("a.jsonl", "{", 3), ("a.jsonl", '{"other": 1}\n', 3), ("a.csv", "a,b\n1,2\n", 3), ("a.jsonl", "\ud800", 3)],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str, code: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert run("embed", str(path))[0] == code
+
+
+def test_commands_name_the_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOCENTER_HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    code, _, shown = run("embed", str(tmp_path / "a.jsonl"))
+    assert code == 4
+    assert "hf download" in shown
