@@ -9,7 +9,6 @@ import typer
 from isocenter.cli.console import emit, out, table
 
 if TYPE_CHECKING:
-    from isocenter.core.settings import Settings
     from isocenter.runtime.environment import Fact
 
 EXAMPLES = (
@@ -30,7 +29,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     from isocenter.runtime import environment
 
     chosen = settings()
-    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), _models(), *_models_path(chosen)]
+    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), _models()]
     broken = any(fact.state is environment.State.BROKEN for fact in facts)
     if as_json:
         emit({"healthy": not broken, "facts": [fact.as_dict() for fact in facts]})
@@ -58,15 +57,3 @@ def _models() -> Fact:
     if not names:
         return Fact("Models", "none", State.BROKEN, "install again: pip install isocenter")
     return Fact("Models", ", ".join(names))
-
-
-def _models_path(chosen: Settings) -> list[Fact]:
-    """The folder of the user's own models, where one is set."""
-    from isocenter.runtime.environment import Fact, State
-
-    if chosen.models_path is None:
-        return []
-    if not chosen.models_path.is_dir():
-        remedy = "set MODELS_PATH to the folder that holds the models"
-        return [Fact("Models folder", f"{chosen.models_path} is not a folder", State.NOTE, remedy)]
-    return [Fact("Models folder", str(chosen.models_path))]

@@ -68,9 +68,6 @@ class Settings(Limits):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["plain", "json"] = Field("plain", description="Plain lines or one JSON object a line.")
-    models_path: Path | None = Field(
-        None, validation_alias=_also("models_path", "MODELS_PATH"), description="Folder of ONNX models with their `config.json`."
-    )
     artifact_ttl: float = Field(7200, gt=0, validation_alias=_also("artifact_ttl", "BP_TMP_TTL"), description="Seconds that result files are kept.")
     artifact_sweep: float = Field(
         1800, gt=0, validation_alias=_also("artifact_sweep", "BP_TMP_SWEEP"), description="Seconds between two sweeps for old result files."
