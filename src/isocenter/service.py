@@ -19,7 +19,7 @@ from isocenter.core import terminology
 from isocenter.core.errors import LimitError, PromptError, UsageError
 from isocenter.core.geometry import onto
 from isocenter.core.model import Finding, Interaction, ModelSpec, Prepared, Task
-from isocenter.core.prompts import Box, MaskPrompt, Prompt, Text, check_inside, rasterise
+from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt, Text, check_inside, rasterise
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.settings import Settings
@@ -195,11 +195,21 @@ class Service:
         return list(registry.specs().values())
 
     def warm(self) -> None:
-        """Load the weight-free models, which compiles their kernels, so that the first click does not wait for it."""
+        """Load the weight-free models and have them answer once on a thimbleful of voxels.
+
+        That compiles their kernels and imports what they need, so that the first client does not wait for it.
+        """
+        ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
+        tiny = Volume(np.where(ball, 60, -1000).astype(np.int16), modality="CT", unit="HU")
         for spec in registry.specs().values():
-            if spec.weights_bytes == 0:
-                with self.runtime.lease(spec):
-                    pass
+            if spec.weights_bytes:
+                continue
+            with self.runtime.lease(spec):
+                pass
+            if spec.task is Task.INTERACTIVE:
+                self.segment(tiny, [Point((12, 12, 12))], model=spec.id)
+            elif spec.task is Task.TEXT:
+                self.find(tiny, [spec.labels[0].name], model=spec.id)
 
     def sweep(self) -> None:
         """Remove what is too old."""
