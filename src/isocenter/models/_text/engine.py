@@ -74,6 +74,8 @@ class OnnxEngine:
             options.add_external_initializers(list(self._kept), list(self._kept.values()))
         graph.constants.clear()
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # The session keeps the message, all weights in it, to be able to change providers later, which nobody does here.
+        self._session._model_bytes = None
         self.name = f"onnxruntime {context.precision}"
 
     def run(self, ids: Ints, mask: Ints) -> States:
