@@ -102,7 +102,7 @@ class TextService:
     def scorer(self, name: str = "", language: str = "en", layers: int | None = None) -> tuple[str, Future[models.TextEncoder]]:
         """The same for BERTScore: without a name the default's, or for another language than English the package's model for it."""
         default = self.settings.text_bertscore_model
-        chosen = name or (default if language.lower() == "en" else bertscore.model_for(language))
+        chosen = name or (default if language.lower() in ("", "en") else bertscore.model_for(language))
         return self._load(chosen, layers or self._layer(chosen), default if name else chosen)
 
     def _layer(self, name: str) -> int:

@@ -129,7 +129,7 @@ def test_which_model_answers(minilm: Path, home: Path, tmp_path: Path) -> None:
         for name in ("../etc", "/etc/passwd", "a/b/c", "a\\b", "a..b", "https://x"):
             with pytest.raises(UsageError):
                 texts.embedder(name)
-        with pytest.raises(ModelError, match="bert-base-multilingual-cased"):
+        with pytest.raises(ModelError, match="hf download bert-base-multilingual-cased"):
             texts.scorer("", "de")
 
 

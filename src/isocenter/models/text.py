@@ -113,7 +113,10 @@ def choose(models: Sequence[Installed], name: str, *, expected: bool) -> Install
         if name in model.names:
             return model
     if expected or not models:
-        full = name if "/" in name else f"sentence-transformers/{name}"
+        from isocenter.models._text.bertscore import LAYERS
+
+        # BERTScore's models without a publisher have none on the hub either.
+        full = name if "/" in name or name in LAYERS else f"sentence-transformers/{name}"
         place = f"$ISOCENTER_HOME/models/{full.replace('/', '--')}"
         raise ModelError(f"the text model '{name}' is not installed here; install it with: hf download {full} --local-dir {place}")
     raise UnknownModelError(f"no text model '{name}' is installed here; there are: {', '.join(m.name for m in models)}")
