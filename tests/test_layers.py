@@ -13,7 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "isocenter"
 
 #: From bottom to top. Modules of one rank may import each other (but see `SIDEWAYS`).
-RANKS = [{"core"}, {"io", "store"}, {"models", "runtime"}, {"analysis", "jobs"}, {"service", "textservice"}, {"http", "cli", "demo", "api", "__main__"}]
+RANKS = [
+    {"core"},
+    {"io", "store"},
+    {"models", "runtime"},
+    {"analysis", "jobs"},
+    {"service", "textservice"},
+    {"http", "cli", "demo", "api", "__main__"},
+]
 #: Libraries that only some layers may import, anywhere in a file.
 RESERVED = {"torch": {"models", "runtime"}, "onnxruntime": {"models", "runtime"}, "fastapi": {"http"}, "starlette": {"http"}, "pydicom": {"io"}}
 #: Libraries too heavy for the top of a module outside the layer that owns them.
