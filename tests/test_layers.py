@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "isocenter"
 
-#: From bottom to top. Modules of one rank may import each other (but see `SIDEWAYS`).
+#: From bottom to top. Modules of one rank may import each other, but no model imports the runtime.
 RANKS = [
     {"core"},
     {"io", "store"},
