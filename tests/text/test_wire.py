@@ -293,7 +293,7 @@ def test_the_shape_of_text_embeddings_inference(client: TestClient) -> None:
 
 def test_the_openai_client(client: TestClient) -> None:
     openai = pytest.importorskip("openai")
-    httpx = pytest.importorskip("httpx")
+    httpx = pytest.importorskip("httpx2")
 
     def forward(request: Any) -> Any:
         sent = client.request(request.method, request.url.path, content=request.content, headers=dict(request.headers))
