@@ -148,8 +148,15 @@ def next_click(
         return None
     positive = int(missing.sum()) >= int(surplus.sum())
     parts = cc3d.connected_components(missing if positive else surplus, connectivity=26)
-    largest = int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
-    return deepest(parts == largest, spacing_zyx, border), positive
+    about = cc3d.statistics(parts, no_slice_conversion=False)
+    largest = int(np.argmax(about["voxel_counts"][1:])) + 1
+    # The nearest voxel outside of a component touches it: a box with a margin of one voxel holds all that counts.
+    box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in about["bounding_boxes"][largest])
+    if border:
+        box = (slice(None),) * 3
+    found = deepest(parts[box] == largest, spacing_zyx, border)
+    z, y, x = (int(f + (s.start or 0)) for f, s in zip(found, box, strict=True))
+    return (z, y, x), positive
 
 
 def dice(mask: NDArray[np.generic], target: Mask) -> float:

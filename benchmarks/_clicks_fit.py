@@ -1,11 +1,15 @@
 """Fit the coefficients of the `geodesic` engine (`models/_geodesic/coefficients.npz`) with the robot user.
 
-    python -m benchmarks._clicks_fit --rounds 5 --out coefficients.npz
+    python -m benchmarks._clicks_fit --out coefficients.npz
 
-Every round plays ten clicks on every structure with the coefficients so far, notes what was seen and what would have
-been right, and fits anew on all notes (as DAgger, Ross et al. 2011): a linear score of the nested regions that maximises
-the expected Dice, and a perceptron per kind of click. The scan that the engine is judged on (example_ct_sm, and
-example_ct, which is the same patient) is not used.
+1. A linear score of nested regions is fitted so that its softmax has the largest expected Dice: for first prompts on all
+   resolutions around them, then for corrections on what the robot meets with those first answers.
+2. In every further round the robot plays ten clicks on every structure with the coefficients so far; a perceptron per
+   kind of click is fitted anew on all that was seen and what would have been right (as DAgger, Ross et al. 2011).
+3. The round that was best on structures held out from fitting is kept.
+
+The scan that the engine is judged on (example_ct_sm, and example_ct, which is the same patient) is not used. All is
+seeded: the same data and libraries give the same file.
 """
 
 from __future__ import annotations
@@ -15,26 +19,36 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks._clicks_data import SETS, Case, Mask, brain_t1, dice, dicom_ct, next_click
+from benchmarks._clicks_shapes import phantom, shapes, torso
 from isocenter.core.volume import Volume
 from isocenter.models._geodesic import propose, voxels
 from isocenter.models._geodesic.prepared import Prepared
-from isocenter.models._geodesic.regions import Click, Family
+from isocenter.models._geodesic.regions import FITTED, TRAITS, Click, Family
 from isocenter.models._geodesic.window import HALF, Anchor
 
 F = NDArray[np.float32]
 KINDS = ("first", "add", "remove")
-SAMPLES = 350
+SAMPLES = 450
 """Voxels noted per click."""
+SYNTHETIC = 0.35
+"""Weight of all synthetic structures together."""
+HELD = 5
+"""One structure in so many is held out from fitting, to choose the round by."""
+
+
+RECENT = 3
+"""Rounds that a perceptron is fitted on, at most: what older coefficients met is met no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +56,7 @@ class Note:
     """What was seen at one click: traits and right Dice of all regions; features, truth and weight of some voxels."""
 
     kind: str
+    synthetic: bool
     traits: F
     gains: F
     features: F
@@ -49,55 +64,24 @@ class Note:
     weight: F
 
 
-def phantom(seed: int) -> list[Case]:
-    """Eight warped ellipsoids and tubes of random contrast in noise and a smooth bias field."""
-    rng = np.random.default_rng(seed)
-    shape = (int(rng.integers(24, 56)), 72, 72) if seed % 4 else (1, 160, 160)
-    flat = shape[0] == 1
-    sigma = tuple(0.0 if n == 1 else 1.0 for n in shape)
-
-    def field(width: float) -> NDArray[np.float64]:
-        noise = ndimage.gaussian_filter(rng.normal(size=shape), tuple(width * s for s in sigma))
-        return np.asarray(noise / noise.std())
-
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1).astype(np.float32)
-    grid += np.stack([field(6) * rng.uniform(0.5, 3) for _ in range(3)], axis=-1)
-    image, labels = np.zeros(shape), np.zeros(shape, np.uint8)
-    image += rng.normal(0, rng.uniform(0, 8)) * field(3)
-    for number in range(1, 9):
-        centre = rng.uniform(0.15, 0.85, 3) * shape
-        radii = rng.uniform(4, 15, 3) * (2 if flat else 1)
-        if rng.random() < 0.3:
-            radii[0] *= 6
-        if flat:
-            centre[0], radii[0] = 0, 1e3
-        turn = np.eye(3) if flat else np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        inside = ((((grid - centre) @ turn) / radii) ** 2).sum(axis=-1) < 1
-        labels[inside] = number
-        image[inside] = rng.choice([30, 60, 90, 120, 150]) + rng.normal() * 5 + (field(2) * rng.uniform(0, 10))[inside]
-    blurred = ndimage.gaussian_filter(image, tuple(rng.uniform(0.5, 1.0) * s for s in sigma))
-    noisy = blurred + field(rng.uniform(0.3, 0.8)) * rng.uniform(2, 20) + field(10) * rng.uniform(0, 15)
-    spacing = (1.0, 1.0, float(rng.choice([1, 1, 2.5])))
-    return [Case(Volume(noisy.astype(np.float32), spacing), {str(n): labels == n for n in range(1, 9) if (labels == n).sum() > 150})]
-
-
-TRAINING: dict[str, Callable[[], list[Case]]] = {
-    **{name: SETS[name] for name in ("example_mr_sm", "sam_med2d", "brain1", "breast1", "brain_t1", "lung_ct")},
+REAL: dict[str, Callable[[], list[Case]]] = {
+    **{name: SETS[name] for name in ("example_mr_sm", "sam_med2d", "brain1", "breast1", "brain_t1")},
     "dicom_ct_2": lambda: dicom_ct(2),
     "dicom_ct_3": lambda: dicom_ct(3),
-    "dicom_ct_1": lambda: dicom_ct(1),
-    "brain_t1_1mm": lambda: brain_t1(1),
-    **{f"phantom_{seed}": (lambda seed=seed: phantom(seed)) for seed in range(1, 6)},  # type: ignore[misc]
 }
-
-LARGE = ("dicom_ct_1", "brain_t1_1mm", "lung_ct")
-"""Sets that only the choice of resolution is learnt from: played for two clicks, in the first two rounds."""
+LARGE: dict[str, Callable[[], list[Case]]] = {"dicom_ct_1": lambda: dicom_ct(1), "brain_t1_1mm": lambda: brain_t1(1), "lung_ct": SETS["lung_ct"]}
+"""Scans that only the score of first regions is learnt from."""
+MADE: dict[str, Callable[[int], list[Case]]] = {"shapes": shapes, "torso": torso, "phantom": phantom}
 
 
 def _altered(volume: Volume, rng: np.random.Generator) -> Volume:
     """Another look at the same scan: a gamma curve, sometimes inverted, and some more noise."""
     values = volume.array.astype(np.float32)
+    if rng.random() < 0.3:
+        return volume
     low, high = np.percentile(values, (0.5, 99.5))
+    if high <= low:
+        return volume
     unit = np.clip((values - low) / (high - low), 0, 1)
     unit = unit ** float(np.exp(rng.normal(0, 0.35)))
     if rng.random() < 0.3:
@@ -129,15 +113,15 @@ def _gains(click: Click, found: list[Family], target: Mask) -> tuple[F, F]:
     return np.vstack([f.traits for f in found]).astype(np.float32), np.concatenate(gains).astype(np.float32)
 
 
-def _first_views(prepared: Prepared, point: NDArray[np.intp], target: Mask) -> Note:
+def _first_views(prepared: Prepared, point: NDArray[np.intp], target: Mask, synthetic: bool) -> Note:
     """All regions at all resolutions, for the choice between them."""
     seen = propose.views(prepared, np.zeros(target.shape, np.uint8), [], point)
     traits, gains = zip(*(_gains(click, found, target) for click, found in seen), strict=True)
     nothing = np.zeros(0, np.float32)
-    return Note("views", np.vstack(traits), np.concatenate(gains), nothing, nothing > 0, nothing)
+    return Note("views", synthetic, np.vstack(traits), np.concatenate(gains), nothing, nothing > 0, nothing)
 
 
-def _note(made: voxels.Study, target: Mask, rng: np.random.Generator) -> Note:
+def _note(made: voxels.Study, target: Mask, rng: np.random.Generator, synthetic: bool) -> Note:
     """Truth for everything that the engine saw at one click."""
     window, click = made.click.window, made.click
     traits, gains = _gains(click, made.found, target)
@@ -149,47 +133,74 @@ def _note(made: voxels.Study, target: Mask, rng: np.random.Generator) -> Note:
     odds /= odds.sum()
     pick = rng.choice(len(odds), min(SAMPLES * (2 if click.first else 1), len(odds)), p=odds)
     weight = np.minimum(1 / (odds[pick] * len(pick)) / size, 0.2)
-    return Note(click.kind, traits, gains, made.features[pick], inside[pick], weight.astype(np.float32))
+    return Note(click.kind, synthetic, traits, gains, made.features[pick], inside[pick], weight.astype(np.float32))
 
 
-def play(volume: Volume, target: Mask, tables: dict[str, voxels.Table], seed: int, clicks: int = 10) -> tuple[list[float], list[Note]]:
-    """Ten clicks on one structure; one in five is not the deepest point but anywhere in the error."""
+def _clicked(
+    belief: NDArray[np.uint8], target: Mask, volume: Volume, border: bool, rng: np.random.Generator | None
+) -> tuple[NDArray[np.intp], bool] | None:
+    """The robot's next click; with `rng` one in five is not the deepest point but anywhere in the error."""
+    asked = next_click((belief >= HALF).view(np.uint8), target, volume.spacing_zyx, border)
+    if asked is None:
+        return None
+    point, positive = np.array([asked[0]]), asked[1]
+    if rng is not None and rng.random() < 0.2:
+        wrong = np.argwhere((target != (belief >= HALF)) & (target == positive))
+        point = wrong[rng.integers(len(wrong))][None]
+    return point, positive
+
+
+def play(
+    volume: Volume, target: Mask, tables: dict[str, voxels.Table], seed: int, clicks: int, synthetic: bool, held: bool
+) -> tuple[list[float], list[Note]]:
+    """The robot's work on one structure: the Dice after each click, and notes unless the structure is held out."""
     rng = np.random.default_rng(seed)
-    prepared = Prepared(_altered(volume, rng))
+    if not held:
+        volume = _altered(volume, rng)
+    prepared = Prepared(volume)
     belief, anchors, notes, curve = np.zeros(volume.shape, np.uint8), list[Anchor](), list[Note](), list[float]()
-    border = bool(rng.random() < 0.3)
+    border = bool(rng.random() < 0.3) and not held
     for _ in range(clicks):
-        asked = next_click((belief >= HALF).astype(np.uint8), target, volume.spacing_zyx, border)
-        if asked is None:
-            curve.append(curve[-1])
-            continue
-        zyx, positive = asked
-        if rng.random() < 0.2:
-            wrong = np.argwhere((target != (belief >= HALF)) & (target == positive))
-            z, y, x = (int(v) for v in wrong[rng.integers(len(wrong))])
-            zyx = z, y, x
-        point = np.array([zyx])
-        if not anchors:
-            notes.append(_first_views(prepared, point, target))
-        made = propose.examine(prepared, belief, anchors, point, positive, tables)
-        if made is not None:
-            notes.append(_note(made, target, rng))
-            edit = propose.write(made, belief, point, tables[made.click.kind])
-            belief[edit.box.slices] = edit.belief
-            anchors += edit.anchors
-        for anchor in anchors:
-            z, y, x = anchor.voxels[0]
-            if (belief[z, y, x] >= HALF) != anchor.positive:
-                belief[z, y, x] = 255 if anchor.positive else 0
+        asked = _clicked(belief, target, volume, border, None if held else rng)
+        if asked is not None:
+            point, positive = asked
+            made = propose.examine(prepared, belief, anchors, point, positive, tables)
+            if made is not None:
+                if not held:
+                    notes.append(_note(made, target, rng, synthetic))
+                edit = propose.write(made, belief, point, voxels.decide(made, tables[made.click.kind]))
+                belief[edit.box.slices] = edit.belief
+                anchors += edit.anchors
+            for anchor in anchors:
+                z, y, x = anchor.voxels[0]
+                if (belief[z, y, x] >= HALF) != anchor.positive:
+                    belief[z, y, x] = 255 if anchor.positive else 0
         curve.append(dice(belief >= HALF, target))
     return curve, notes
 
 
-def fit_regions(notes: list[Note], penalty: float = 1e-3) -> tuple[F, F, F]:
+def look(volume: Volume, target: Mask, seed: int, synthetic: bool) -> Note:
+    """What a first click on a structure sees at all resolutions."""
+    rng = np.random.default_rng(seed)
+    volume = _altered(volume, rng)
+    asked = _clicked(np.zeros(volume.shape, np.uint8), target, volume, bool(rng.random() < 0.3), rng)
+    assert asked is not None
+    return _first_views(Prepared(volume), asked[0], target, synthetic)
+
+
+def _shares(notes: list[Note]) -> NDArray[np.float64]:
+    """Weight of each note, so that synthetic ones have their part and no more."""
+    made = np.array([n.synthetic for n in notes])
+    part = np.clip(made.mean(), 1e-6, 1 - 1e-6)
+    return np.asarray(np.where(made, SYNTHETIC / part, (1 - SYNTHETIC) / (1 - part)), np.float64)
+
+
+def fit_regions(notes: list[Note], penalty: float = 1e-4) -> tuple[F, F, F]:
     """Mean, scale and weights of the linear score whose softmax has the largest expected Dice."""
     traits = np.vstack([n.traits for n in notes]).astype(np.float64)
     mean, scale = traits.mean(axis=0), traits.std(axis=0) + 1e-3
-    traits = (traits - mean) / scale
+    traits = np.clip((traits - mean) / scale, -FITTED, FITTED)
+    shares = _shares(notes) / len(notes)
     gains = np.concatenate([n.gains for n in notes])
     counts = np.array([len(n.gains) for n in notes])
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -199,19 +210,19 @@ def fit_regions(notes: list[Note], penalty: float = 1e-3) -> tuple[F, F, F]:
         share = np.exp(scores - np.repeat(np.maximum.reduceat(scores, starts), counts))
         share /= np.repeat(np.add.reduceat(share, starts), counts)
         expected = np.add.reduceat(share * gains, starts)
-        slope = traits.T @ (share * (gains - np.repeat(expected, counts))) / len(notes)
-        return float(penalty * weights @ weights - expected.mean()), 2 * penalty * weights - slope
+        slope = traits.T @ (share * (gains - np.repeat(expected, counts)) * np.repeat(shares, counts))
+        return float(penalty * weights @ weights - shares @ expected), 2 * penalty * weights - slope
 
     found = minimize(loss, np.zeros(traits.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 300})
     return mean.astype(np.float32), scale.astype(np.float32), found.x.astype(np.float32)
 
 
-def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (32, 16), decay: float = 1e-4) -> tuple[F, ...]:
+def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (48, 24), decay: float = 1e-4) -> tuple[F, ...]:
     """Perceptron by Adam on the weighted cross-entropy: mean, scale, w1, b1, w2, b2, w3 (with its bias)."""
     rng = np.random.default_rng(0)
     features = np.vstack([n.features for n in notes])
     truth = np.concatenate([n.inside for n in notes]).astype(np.float32)
-    weight = np.concatenate([n.weight for n in notes])
+    weight = np.concatenate([n.weight * share for n, share in zip(notes, _shares(notes).astype(np.float32), strict=True)])
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
     features = np.clip((features - mean) / scale, -4, 4)
     sizes = (features.shape[1], *hidden, 1)
@@ -245,88 +256,138 @@ def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (32, 16
     return tuple(np.ascontiguousarray(a, np.float32) for a in (mean, scale, *layers[:4], w3))
 
 
-def refit(notes: list[Note], data: dict[str, Any], epochs: int, regions: bool) -> dict[str, Any]:
-    """New coefficients from all notes; `regions`: of the regions' score too, else of the perceptrons only."""
+def refit(notes: list[Note], data: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """New perceptrons from all notes."""
     data = dict(data)
     for kind in KINDS:
-        mine = [n for n in notes if n.kind == kind]
-        if regions:
-            scored = [n for n in notes if n.kind == "views"] if kind == "first" else mine
-            data[f"{kind}_region_mean"], data[f"{kind}_region_scale"], data[f"{kind}_region_weights"] = fit_regions(scored[-4000:])
-        parts = fit_voxels(mine, epochs)
+        parts = fit_voxels([n for n in notes if n.kind == kind], epochs)
         data |= {f"{kind}_{name}": part for name, part in zip(("mean", "scale", "w1", "b1", "w2", "b2", "w3"), parts, strict=True)}
         data[f"{kind}_threshold"] = np.float32(0.5)
     return data
 
 
+def _scored(kind: str, parts: tuple[F, F, F]) -> dict[str, F]:
+    return {f"{kind}_region_{name}": part for name, part in zip(("mean", "scale", "weights"), parts, strict=True)}
+
+
 def _start() -> dict[str, Any]:
-    """Region scores to begin with: small regions are preferred, corrections about as large as there is room."""
+    """Scores of corrections to begin with: regions about as large as there is room."""
     data: dict[str, Any] = {}
-    for kind, count in (("first", 22), ("add", 31), ("remove", 31)):
+    for kind, count in TRAITS.items():
         weights = np.zeros(count, np.float32)
         if kind != "first":
-            weights[18], weights[19] = -1, -1
-        data |= {
-            f"{kind}_region_mean": np.zeros(count, np.float32),
-            f"{kind}_region_scale": np.ones(count, np.float32),
-            f"{kind}_region_weights": weights,
-        }
+            weights[20], weights[21] = -1, -1
+        data |= _scored(kind, (np.zeros(count, np.float32), np.ones(count, np.float32), weights))
     return data
 
 
-def _targets(cases: list[Case], seed: int) -> Iterator[tuple[Volume, Mask]]:
-    """All structures, and some pairs of them as one: what people mean is not always in one piece."""
+@cache
+def _real(name: str) -> list[Case]:
+    return (REAL | LARGE)[name]()
+
+
+def _targets(name: str, seed: int) -> Iterator[tuple[Volume, Mask, bool]]:
+    """All structures of a set, and whether they are held out; and some pairs of them as one: people do not always mean one piece."""
     rng = np.random.default_rng(seed)
+    kind, _, number = name.partition(":")
+    # Held-out synthetic scenes are the same in every round.
+    held_scene = bool(number) and int(number) % HELD == 0
+    cases = MADE[kind](int(number) if held_scene else int(number) + 1000 * (seed + 1)) if number else _real(kind)
+    count = 0
     for case in cases:
         masks = list(case.targets.values())
-        pairs = [masks[i] | masks[i + 1] for i in range(len(masks) - 1) if rng.random() < 0.15]
-        yield from ((case.volume, mask) for mask in masks + pairs)
+        for mask in masks:
+            count += 1
+            yield case.volume, mask, held_scene if number else count % HELD == 0 and kind not in LARGE
+        if not held_scene:
+            kept = [m for i, m in enumerate(masks) if number or (count - len(masks) + i + 1) % HELD]
+            yield from ((case.volume, a | b, False) for a, b in itertools.pairwise(kept) if rng.random() < 0.15)
 
 
-def _job(arguments: tuple[str, dict[str, Any], int]) -> tuple[list[tuple[str, list[float]]], list[Note]]:
-    name, data, seed = arguments
+Job = tuple[str, int, int, dict[str, Any]]
+
+
+def _job(job: Job) -> tuple[list[tuple[str, bool, list[float]]], list[Note]]:
+    """A set in one round: looked at (clicks = 0) or played."""
+    name, seed, clicks, data = job
     curves, notes = [], []
-    for number, (volume, target) in enumerate(_targets((TRAINING | SETS)[name](), seed)):
-        curve, seen = play(volume, target, voxels.unpack(data), 1000 * seed + number, 2 if name in LARGE else 10)
-        if name not in LARGE:
-            curves.append((name, curve))
+    made = name.partition(":")[0] in MADE
+    for number, (volume, target, held) in enumerate(_targets(name, seed)):
+        if clicks == 0:
+            if not held:
+                notes.append(look(volume, target, 1000 * seed + number, made))
+            continue
+        curve, seen = play(volume, target, voxels.unpack(data), 1000 * seed + number, clicks, made, held)
+        curves.append((name.partition(":")[0], held, curve))
         notes += seen
     return curves, notes
 
 
-def report(curves: list[tuple[str, list[float]]]) -> None:
-    """Mean Dice after 1, 3, 5 and 10 clicks, and the percentage of clicks that lowered it by more than 0.02."""
-    for name in [*dict.fromkeys(n for n, _ in curves), "all"]:
-        table = np.array([c for n, c in curves if name in (n, "all")])
-        harm = 100 * float((np.diff(table, axis=1) < -0.02).mean())
-        print(f"  {name:15s} {len(table):3d}  " + " ".join(f"{table[:, k].mean():.3f}" for k in (0, 2, 4, 9)) + f"  harm {harm:.1f} %", flush=True)
+def report(curves: list[tuple[str, bool, list[float]]]) -> float:
+    """Mean Dice after 1, 3, 5 and 10 clicks and harmful clicks, by set; returns the mean of the held-out real and synthetic ones."""
+    scores = []
+    for name in [*dict.fromkeys(n for n, _, _ in curves), "seen", "held real", "held made"]:
+        among = {"seen": (False, *REAL, *MADE), "held real": (True, *REAL), "held made": (True, *MADE)}.get(name, (False, name))
+        table = np.array([c for n, held, c in curves if held == among[0] and n in among[1:]])
+        if len(table) and table.shape[1] > 1:
+            counted = table[:, [k - 1 for k in (1, 3, 5, 10) if k <= table.shape[1]]].mean(axis=0)
+            harm = 100 * float((np.diff(table, axis=1) < -0.02).mean())
+            print(f"  {name:15s} {len(table):3d}  " + " ".join(f"{d:.3f}" for d in counted) + f"  harm {harm:.1f} %", flush=True)
+            if name.startswith("held"):
+                scores.append(float(counted.mean()) - harm / 200)
+    return (1 - SYNTHETIC) * scores[0] + SYNTHETIC * scores[1]
+
+
+def fit(
+    run: Callable[[list[str], int, int, dict[str, Any]], tuple[list[Any], list[Note]]],
+    scenes: int,
+    rounds: int,
+    epochs: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """All steps; `run` plays sets with a seed, a number of clicks and coefficients; `keep` is given what is best so far."""
+    made = [f"{kind}:{n}" for kind, count in (("shapes", scenes), ("torso", scenes // 12), ("phantom", scenes // 12)) for n in range(count)]
+    data = _start()
+    seen = [note for seed, names in ((0, [*REAL, *LARGE, *made]), (1, [*REAL, *made])) for note in run(names, seed, 0, data)[1]]
+    data |= _scored("first", fit_regions(seen))
+    for seed in (2, 3):
+        met = run([*REAL, *made[::2]], seed, 4, data)[1]
+        for kind in KINDS[1:]:
+            data |= _scored(kind, fit_regions([n for n in met if n.kind == kind]))
+    notes: list[list[Note]] = []
+    best = -1.0
+    for number in range(4, 4 + rounds + 1):
+        curves, fresh = run([*REAL, *made], number, 10, data)
+        value = report(curves)
+        print(f"  held out: {value:.4f}", flush=True)
+        if value > best:
+            best = value
+            keep(data)
+        if number < 4 + rounds:
+            notes.append(fresh)
+            data = refit([n for part in notes[-RECENT:] for n in part], data, epochs)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--first-round", type=int, default=0, help="with --resume: 0 and 1 fit the regions' score anew")
+    parser.add_argument("--rounds", type=int, default=4, help="of playing with the perceptrons and fitting them")
+    parser.add_argument("--scenes", type=int, default=60, help="synthetic ones in each round")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--sets", default=",".join(TRAINING))
-    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--processes", type=int, default=1, help="changes the time only")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     started = time.time()
-    data = dict(np.load(options.resume)) if options.resume else _start()
-    notes: list[Note] = []
-    with Pool(options.processes) as pool:
-        for number in range(options.first_round, options.first_round + options.rounds):
-            names = [name for name in options.sets.split(",") if number < 2 or name not in LARGE]
-            parts = pool.map(_job, [(name, data, number) for name in names], chunksize=1)
-            report([c for curves, _ in parts for c in curves])
-            # Notes hold the vote of the regions' score at that time: those from before it was fitted are of no more use.
-            notes = [n for n in notes if n.kind == "views"] if number == 2 else notes[-9000:]
-            notes += [n for _, seen in parts for n in seen]
-            data = refit(notes, data, options.epochs, regions=number < 2)
-            np.savez(options.out, **data)
-            print(f"round {number}: {len(notes)} clicks, {time.time() - started:.0f} s", flush=True)
+    with threadpool_limits(1), Pool(options.processes) as pool:
+
+        def run(names: list[str], seed: int, clicks: int, data: dict[str, Any]) -> tuple[list[Any], list[Note]]:
+            parts = pool.map(_job, [(name, seed, clicks, data) for name in names], chunksize=1)
+            notes = [n for _, seen in parts for n in seen]
+            print(f"pass {seed}: {len(notes)} notes, {time.time() - started:.0f} s", flush=True)
+            return [c for curves, _ in parts for c in curves], notes
+
+        fit(run, options.scenes, options.rounds, options.epochs, lambda data: np.savez(options.out, **data))
+    print(f"done, {time.time() - started:.0f} s")
 
 
 if __name__ == "__main__":

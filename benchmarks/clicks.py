@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,11 +162,27 @@ PEERS: dict[str, Callable[[Volume, list[Point]], Mask]] = {
 }
 
 
-def peer(method: str, cases: list[Case], name: str, clicks: dict[str, list[Point]]) -> Result:
+def chosen(clicks: dict[str, list[Point]], most: int) -> list[str]:
+    """At most so many targets, evenly spread over a set."""
+    names = list(clicks)
+    return [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))]
+
+
+def on_these(result: Result, names: list[str]) -> Result:
+    """The engine's scores on some of its targets, to compare a peer with."""
+    table = np.array([result.curves[name] for name in names])
+    scores = [float(table[:, n - 1].mean()) for n in COUNTED]
+    harmful = 100 * float((np.diff(table, axis=1) < -0.02).mean())
+    return replace(result, method="geodesic, peers' targets", targets=len(names), dice=scores, harmful=harmful)
+
+
+def peer(method: str, cases: list[Case], name: str, clicks: dict[str, list[Point]], names: list[str]) -> Result:
     """A peer on the clicks that the engine was given, answered after 1, 3, 5 and 10 of them."""
     curves: dict[str, list[float]] = {}
     first, later = list[float](), list[float]()
     for number, (volume, label, target) in enumerate(each_target(cases)):
+        if f"{number} {label}" not in names:
+            continue
         curve = list[float]()
         points = clicks[f"{number} {label}"]
         for count in range(1, COUNTED[-1] + 1):
@@ -210,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", default="example_ct_sm,example_ct,example_mr_sm,sam_med2d,brain1,breast1", help=f"of {', '.join(SETS)}")
     parser.add_argument("--peers", action="store_true", help="also what public peers make of the same clicks (slow)")
+    parser.add_argument("--peer-targets", type=int, default=6, help="of each set, evenly spread, for the peers")
     parser.add_argument("--speed", action="store_true", help="also volumes of 256 x 256 x 128 and 512 x 512 x 300 voxels")
     parser.add_argument("--save-json", type=Path)
     options = parser.parse_args()
@@ -224,9 +241,13 @@ def main() -> None:
             result, clicks = play(engine, cases, name)
             results.append(result)
             print(result.row(), flush=True)
-            for method in PEERS if options.peers else ():
-                results.append(peer(method, cases, name, clicks))
+            if options.peers:
+                names = chosen(clicks, options.peer_targets)
+                results.append(on_these(result, names))
                 print(results[-1].row(), flush=True)
+                for method in PEERS:
+                    results.append(peer(method, cases, name, clicks, names))
+                    print(results[-1].row(), flush=True)
     else:
         print("no real scans: ISOCENTER_TEST_DATA is absent")
     if options.speed:

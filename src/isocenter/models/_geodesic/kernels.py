@@ -132,7 +132,7 @@ def nested_statistics(
 
     Returns (count, 18): 0 voxels, 1-3 sum of offsets from the click (z, y, x, in `steps`), 4 sum of values, 5 sum of
     squared values, 6 smallest distance from the click to a voxel outside, 7 outer area, 8 part of it on the box's faces,
-    9 sum of |difference| over the outer faces that do not touch `mask`, 10 their area, 11 area of them with
+    9 sum of |difference| (over the root of the step) over the outer faces that do not touch `mask`, 10 their area, 11 area of them with
     |difference| > 1, 12 area with |difference| > 2, 13 sum of |difference| inside, 14 inner area, 15 area that touches
     `mask`, 16 sum of |difference| over it, 17 sum of squared distances from the click.
     """
@@ -177,7 +177,7 @@ def nested_statistics(
                     b = min(level[z2, y2, x2], count)
                     if a == count and b == count:
                         continue
-                    d = abs(va - values[z2, y2, x2]) / steps[axis]
+                    d = abs(va - values[z2, y2, x2]) / np.sqrt(steps[axis])
                     lo = min(a, b)
                     hi = max(a, b)
                     out[hi, 13] += d * area

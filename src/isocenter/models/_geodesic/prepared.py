@@ -16,6 +16,8 @@ SAMPLES = 400_000
 """Voxels that the intensity scale is estimated from, at most."""
 COARSEST = 200_000
 """Voxels of the coarsest copy, at most."""
+FLOOR = 0.005
+"""Least noise, as a part of the range of intensities."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def _block_mean(array: NDArray[np.generic], shape: Index, stride: list[int]) -> 
 def _scale(array: NDArray[np.generic]) -> tuple[float, float, float]:
     """Robust low and high values and the noise, from a regular subsample of neighbouring voxels.
 
-    noise: 1.4826 times the median absolute difference of neighbours in x (most of them lie inside one tissue), but at
-    least 1/250 of the range, so that a picture without noise keeps a sensible unit.
+    noise: 1.4826 times the median absolute difference of neighbours in x (most of them lie inside one tissue). Pairs at the
+    most common value are left out (padding and air cut off have no noise); it is at least FLOOR of the range, so that a
+    picture without noise keeps a sensible unit.
     """
     step = max(1, round((array.size / SAMPLES) ** (1 / 3))) if array.shape[0] > 1 else max(1, round((array.size / SAMPLES) ** 0.5))
     rows = array[:: min(step, array.shape[0]), ::step].astype(np.float32)
@@ -117,7 +120,9 @@ def _scale(array: NDArray[np.generic]) -> tuple[float, float, float]:
     if high <= low:
         return low, low + 1.0, 1.0
     width = min(left.shape[1], right.shape[1])
-    difference = np.abs(right[:, :width] - left[:, :width])
-    difference = difference[np.isfinite(difference) & (difference > 0)]
+    left, right = left[:, :width], right[:, :width]
+    values, counts = np.unique(rows[finite], return_counts=True)
+    padding = values[np.argmax(counts)]
+    difference = np.abs(right - left)[np.isfinite(left) & np.isfinite(right) & ((left != padding) | (right != padding))]
     noise = 1.4826 * float(np.median(difference)) if difference.size else 0.0
-    return low, high, max(noise, 0.004 * (high - low))
+    return low, high, max(noise, FLOOR * (high - low))

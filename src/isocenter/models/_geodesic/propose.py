@@ -11,10 +11,10 @@ from isocenter.core.prompts import Box
 from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Prepared
 from isocenter.models._geodesic.regions import Click, Family, families, score, vote
-from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, decide, study, tables
-from isocenter.models._geodesic.window import BOUND, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
+from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, clear_cut, decide, study, tables
+from isocenter.models._geodesic.window import BOUND, F32, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
 
-FIRST, LATER = 220_000, 150_000
+FIRST, LATER = 220_000, 300_000
 """Working voxels in a window, at most: for the first prompt, and for corrections."""
 CLEARLY = 3.0
 """A coarser look at a first prompt is believed when its best region scores higher than the finer one's by this much,
@@ -42,7 +42,9 @@ def from_voxels(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anc
     if made is None:
         box = make_box(voxels.min(axis=0), voxels.max(axis=0) + 1)
         return Edit(box, belief[box.slices].copy(), [Anchor(voxels, positive)])
-    return write(made, belief, voxels, tables()[made.click.kind])
+    table = tables()[made.click.kind]
+    logit = decide(made, table)
+    return write(made, belief, voxels, clear_cut(made, table, logit) if made.click.first else logit)
 
 
 def examine(
@@ -87,29 +89,29 @@ def views(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], 
     return out
 
 
-def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], table: Table) -> Edit:
-    """Decide on the live voxels and bring that to full resolution.
+def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], logit: F32) -> Edit:
+    """Bring the decision on the live voxels (`logit`) to full resolution.
 
     A positive prompt only adds to the mask and a negative one only takes away, whatever the beliefs say: what earlier
     prompts won is never lost by the way. (It also gives the better masks.)
     """
     window, positive = made.click.window, made.click.positive
-    fresh = np.clip(decide(made, table), -BOUND, BOUND)
+    fresh = np.clip(logit, -BOUND, BOUND)
     if not made.click.first:
         held = window.mask[made.live]
         fresh = np.where(held == positive, np.maximum(fresh, EDGE) if positive else np.minimum(fresh, -EDGE), fresh)
-    logit = to_logit(window.belief)
-    logit[made.live] = fresh
-    changed = int(((logit > 0) != window.mask).sum())
+    whole = to_logit(window.belief)
+    whole[made.live] = fresh
+    changed = int(((whole > 0) != window.mask).sum())
     won = min(made.room, window.radius(max(changed, 1))) * window.unit
     stride = np.array(window.prepared.levels[window.level].stride)
     lo = np.array(window.lo) * stride
     box = make_box(lo, np.minimum(lo + np.array(window.shape) * stride, belief.shape))
     new = belief[box.slices].copy()
     if window.level == 0:
-        new[made.live] = to_belief(logit[made.live])
+        new[made.live] = to_belief(whole[made.live])
     else:
-        kernels.enlarge(logit, made.live.view(np.uint8), stride, new)
+        kernels.enlarge(whole, made.live.view(np.uint8), stride, new)
         if not made.click.first:
             old = belief[box.slices]
             new = np.maximum(new, np.minimum(old, HALF)) if positive else np.minimum(new, np.maximum(old, HALF - 1))
@@ -143,7 +145,7 @@ def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor
     made = study(click, anchors, tables()[click.kind])
     inside = made.live & ~outside
     made = replace(made, live=inside, features=made.features[inside[made.live]])
-    edit = write(made, belief, middle, tables()[click.kind])
+    edit = write(made, belief, middle, decide(made, tables()[click.kind]))
     return replace(edit, anchors=[Anchor(middle, True, edit.anchors[0].radius, hold=False)])
 
 

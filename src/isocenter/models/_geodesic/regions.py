@@ -8,6 +8,7 @@ slowly it grows. A linear score turns them into weights (softmax), and the weigh
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,13 @@ GROWTH, MOST, SMALLEST = 1.22, 52, 7
 """Nested regions grow by this factor, are at most this many, and start at this many voxels."""
 OUTSIDE = 255
 """Level of voxels that no region holds."""
+FITTED = 4.0
+"""Standardised traits are cut off here: nothing is extrapolated far beyond what was seen in fitting."""
+CLEAR = (3.0, 0.97, 1.2)
+"""Logarithm of the contrast along an outline (in units of the noise), part of it that has any, logarithm of that contrast
+over the texture inside: from here on a region needs no further evidence."""
+TRAITS = {"first": 27, "add": 34, "remove": 34}
+"""How many numbers describe a region."""
 LIMIT = 80_000
 """Voxels of the largest region."""
 
@@ -84,10 +92,10 @@ def families(click: Click) -> list[Family]:
     out = []
     for number, (unary, spatial, edge) in enumerate(costs):
         arrival = kernels.flood(window.fine, unary.astype(np.float32), click.closed, seeds, window.steps, spatial, edge, LIMIT)
-        level, ends = _levels(arrival)
+        level, ends, still = _levels(arrival)
         level = level.reshape(window.shape)
         sums = kernels.nested_statistics(level, window.fine, same, click.centre, window.steps, len(ends))
-        traits = _traits(click, sums, ends, colour, spread)
+        traits = np.column_stack([_traits(click, sums, ends, colour, spread), still])
         which = np.zeros((len(traits), 2 * (len(costs) - 1)))
         if number:
             which[:, number - 1] = 1
@@ -98,8 +106,15 @@ def families(click: Click) -> list[Family]:
 
 def score(found: list[Family], mean: F32, scale: F32, weights: F32) -> NDArray[np.float64]:
     """How plausible each region is, comparable between families and resolutions."""
-    scores: NDArray[np.float64] = (np.vstack([f.traits for f in found]) - mean) / scale @ weights
+    scores: NDArray[np.float64] = np.clip((np.vstack([f.traits for f in found]) - mean) / scale, -FITTED, FITTED) @ weights
     return scores
+
+
+def clear_cuts(family: Family) -> NDArray[np.bool_]:
+    """Which regions are cut out of their surroundings by a strong edge all around, with next to none inside."""
+    contrast, complete, against_texture, border = (family.traits[:, c] for c in (5, 7, 8, 12))
+    clear: NDArray[np.bool_] = (contrast > CLEAR[0]) & (complete > CLEAR[1]) & (against_texture > CLEAR[2]) & (border < 0.3)
+    return clear
 
 
 def vote(found: list[Family], mean: F32, scale: F32, weights: F32) -> F32:
@@ -152,22 +167,29 @@ def _unlike(click: Click, ball: NDArray[np.bool_]) -> F32:
     return cost
 
 
-def _levels(arrival: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
-    """Level of each voxel, and the arrival that ends each level, so that regions grow by GROWTH in size."""
+def _levels(arrival: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.intp], NDArray[np.float64]]:
+    """Level of each voxel, the arrival that ends each level, and how much (logarithm) the region grows right after it.
+
+    Regions grow by about GROWTH in size; in each such span the one is taken that the front leaves most slowly, so that a
+    region with a complete edge is among them exactly.
+    """
     reached = arrival[arrival != kernels.FAR]
     last = int(reached.max())
     cumulative = np.cumsum(np.bincount(reached, minlength=last + 1))
-    ends = np.searchsorted(cumulative, SMALLEST * GROWTH ** np.arange(MOST))
-    ends = np.unique(np.append(ends[ends <= last], last))[:MOST]
+    time = np.arange(last + 1)
+    growth = cumulative[np.minimum(time + 3 + time // 16, last)] / cumulative - 1
+    spans = np.searchsorted(cumulative, SMALLEST * GROWTH ** np.arange(MOST))
+    spans = np.unique(np.append(spans[spans <= last], last))
+    ends = np.unique([a + int(np.argmin(growth[a:b])) for a, b in itertools.pairwise(spans)] + [last])[:MOST]
     table = np.searchsorted(ends, np.arange(last + 2))
     numbers = np.where(table < len(ends), table, OUTSIDE).astype(np.uint8)
     numbers[last + 1] = OUTSIDE
     level: NDArray[np.uint8] = numbers[np.minimum(arrival, last + 1)]
-    return level, ends
+    return level, ends, np.log(growth[ends] + 0.01)
 
 
 def _traits(click: Click, sums: NDArray[np.float64], ends: NDArray[np.intp], colour: float, spread: float) -> NDArray[np.float64]:
-    """Numbers without units for each of some nested regions, from `kernels.nested_statistics`; (regions, 26)."""
+    """Numbers without units for each of some nested regions, from `kernels.nested_statistics`; (regions, 22 or 29)."""
     window = click.window
     flat, cell = window.flat, float(np.prod(window.steps))
     count = sums[:, 0]
@@ -208,6 +230,8 @@ def _traits(click: Click, sums: NDArray[np.float64], ends: NDArray[np.intp], col
         size_log * depth_log,
         (k == len(k) - 1) * 1.0,
         np.log(shell / (deviation + 0.3) + 0.1),
+        np.maximum(sums[:, 11] / outline - 0.8, 0),
+        sums[:, 12] / outline * np.log((contrast + 0.1) / (texture + 0.1)),
     ]
     if click.first:
         coarse = np.full(len(count), np.log(window.unit / window.finest))
