@@ -1,4 +1,4 @@
-"""`geodesic`: the interactive engine that needs no weights, for any CT, MR, ultrasound or picture, in 2-D and 3-D.
+"""`geodesic`: the interactive engine that needs no download, for any CT, MR, ultrasound or picture, in 2-D and 3-D.
 
 This file is the model as the rest of the program sees it; `isocenter.models._geodesic` holds how it works, and
 `docs/clicks.md` explains it. numba is only imported when the model is loaded.
@@ -20,7 +20,7 @@ SPEC = ModelSpec(
     version="1",
     task=Task.INTERACTIVE,
     factory="isocenter.models.geodesic:Geodesic",
-    description="Clicks, boxes, lines and outlines on any scan or picture; no weights, runs on a CPU",
+    description="Clicks, boxes, lines and outlines on any scan or picture; nothing to download, runs on a CPU",
     modalities=(),
     dimensions=(2, 3),
     prompts=("point", "box", "scribble", "lasso", "mask"),
