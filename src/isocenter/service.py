@@ -27,6 +27,7 @@ from isocenter.core.volume import Volume
 from isocenter.io import door, picture
 from isocenter.io.upload import Upload
 from isocenter.models import registry
+from isocenter.models._kernel_cache import compile_ahead
 from isocenter.runtime.runtime import Runtime
 from isocenter.runtime.sessions import Session, Sessions
 from isocenter.store.artifacts import ArtifactStore
@@ -199,6 +200,7 @@ class Service:
 
         That compiles their kernels and imports what they need, so that the first client does not wait for it.
         """
+        compile_ahead()
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
         tiny = Volume(np.where(ball, 60, -1000).astype(np.int16), modality="CT", unit="HU")
         for spec in registry.specs().values():

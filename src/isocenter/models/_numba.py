@@ -9,26 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
+
+from isocenter.models._kernel_cache import folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _cache_folder() -> Path | None:
-    """Where compiled kernels are kept, None when it cannot be written."""
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(os.environ.get("ISOCENTER_HOME", "~/.isocenter")).expanduser() / "kernels")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError:
-        return None
-    return folder
-
-
-_FOLDER = _cache_folder()
+_FOLDER = folder()
 if _FOLDER is not None:
     os.environ["NUMBA_CACHE_DIR"] = str(_FOLDER)
 

@@ -1,0 +1,50 @@
+"""Where compiled kernels are kept, and how they come there: without importing numba, which takes a moment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_COMPILE = """
+from isocenter.core.model import ModelContext
+from isocenter.models import registry
+for spec in registry.specs().values():
+    if not spec.weights_bytes:
+        registry.create(spec).load(ModelContext())
+"""
+
+
+def folder() -> Path | None:
+    """The cache's folder, None when it cannot be written."""
+    place = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(os.environ.get("ISOCENTER_HOME", "~/.isocenter")).expanduser() / "kernels")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        probe = place / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return None
+    return place
+
+
+def compile_ahead() -> None:
+    """Fill an empty cache from a process of its own: the compiler leaves some 90 MB behind in the process that it ran in.
+
+    Nothing depends on its success; what it did not compile is compiled where it is needed.
+    """
+    place = folder()
+    if place is None:
+        return
+    done = place / f"compiled-{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
+    if done.exists():
+        return
+    try:
+        command = [sys.executable, "-c", _COMPILE]
+        finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)  # noqa: S603 - our own code
+    except (OSError, subprocess.SubprocessError):
+        return
+    if finished.returncode == 0:
+        done.touch()
