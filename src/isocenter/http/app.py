@@ -30,8 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = app.state.context = Context(Service(settings))
         app.state.text = TextService(settings)
-        names = [name for spec in context.service.models() for name, _ in monailabel._entries(spec, context.service.models())]
-        log.info(f"Using Models: {names}")
+        log.info(f"Using Models: {list(monailabel.entries(context.service.models()))}")
         if settings.decoders:
             await context.read(lambda: pixels.start(settings.decoders, settings))
         background = [asyncio.create_task(_warm(app)), asyncio.create_task(_sweep(context, settings.artifact_sweep))]

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fastapi import Request
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -41,10 +40,9 @@ class Form:
 class _Reader:
     """Builds a `Form` out of the multipart parser's callbacks."""
 
-    def __init__(self, boundary: bytes, limit: int, folder: Path | None) -> None:
+    def __init__(self, boundary: bytes, limit: int) -> None:
         self.form = Form()
         self._limit = limit
-        self._folder = folder
         self._parts = 0
         self._text_bytes = 0
         self._header = (bytearray(), bytearray())
@@ -85,7 +83,7 @@ class _Reader:
         self._text = self._file = None
         if b"filename" in options:
             name = options[b"filename"].decode("utf-8", "replace")
-            self._file = Upload(name, limit=self._limit, folder=self._folder)
+            self._file = Upload(name, limit=self._limit)
             if self._name in self.form.files:
                 self.form.files[f"{self._name}#{self._parts}"] = self._file
             else:
@@ -131,7 +129,7 @@ async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]
             return
         yield Form()
         return
-    reader = _Reader(boundary, settings.max_upload_bytes, None)
+    reader = _Reader(boundary, settings.max_upload_bytes)
     writing: asyncio.Future[None] | None = None
     try:
         total = 0
@@ -142,7 +140,9 @@ async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]
             _feed(reader, chunk)
             if reader.pending_bytes >= BATCH_BYTES:
                 writing = await _flush(reader, writing)
-        await _wait(await _flush(reader, writing))
+        # Kept in `writing` until it is done: the files must not be closed under the thread, whatever interrupts the wait.
+        writing = await _flush(reader, writing)
+        await writing
         if any(not upload.digest for upload in reader.form.files.values()):
             raise InputError("the upload ended before its last byte; send it again")
         yield reader.form
@@ -154,14 +154,10 @@ async def read_form(request: Request, settings: Settings) -> AsyncIterator[Form]
 
 async def _flush(reader: _Reader, writing: asyncio.Future[None] | None) -> asyncio.Future[None]:
     """Have a thread write what is pending, once the batch before it is written: the disk and the network work side by side."""
-    await _wait(writing)
-    batch, reader.pending, reader.pending_bytes = reader.pending, [], 0
-    return asyncio.get_running_loop().run_in_executor(None, _write, batch)
-
-
-async def _wait(writing: asyncio.Future[None] | None) -> None:
     if writing is not None:
         await writing
+    batch, reader.pending, reader.pending_bytes = reader.pending, [], 0
+    return asyncio.get_running_loop().run_in_executor(None, _write, batch)
 
 
 def _write(batch: list[tuple[Upload, memoryview | None]]) -> None:

@@ -50,7 +50,7 @@ _FORM = {
 async def info(here: Here) -> dict[str, Any]:
     """The server's models and labels: only what the engines behind them can produce."""
     specs = here.service.models()
-    models = {name: entry for spec in specs for name, entry in _entries(spec, specs)}
+    models = entries(specs)
     return {
         "name": f"MONAILabel - Radiology ({PROTOCOL})",
         "description": f"Isocenter {VERSION}. {RESEARCH_USE}",
@@ -64,6 +64,11 @@ async def info(here: Here) -> dict[str, Any]:
         "datastore": {"objects": {}, "total": 0, "completed": 0, "label_tags": {}},
         "server": {"name": "Isocenter", "version": VERSION},
     }
+
+
+def entries(specs: list[ModelSpec]) -> dict[str, dict[str, Any]]:
+    """The models of `/info/` by the names that this protocol calls them."""
+    return {name: entry for spec in specs for name, entry in _entries(spec, specs)}
 
 
 def _entries(spec: ModelSpec, specs: list[ModelSpec]) -> list[tuple[str, dict[str, Any]]]:
@@ -109,8 +114,7 @@ async def infer(
         if scribbles is not None:
             return await monai_scribbles.answer(here, scribbles, params, file, form, output)
         if model != "segmentation":
-            known = [name for s in here.service.models() for name, _ in _entries(s, here.service.models())]
-            raise HTTPException(404, f"no model '{model[:60]}' here; there are: {', '.join(known)}")
+            raise HTTPException(404, f"no model '{model[:60]}' here; there are: {', '.join(entries(here.service.models()))}")
         if params.mode == "":
             raise UsageError('params must hold "nninter": "init", "reset", or a mode such as "sam3" (KeyError: \'nninter\')')
         volume = await here.read(lambda: here.service.open(file))
