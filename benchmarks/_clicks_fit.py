@@ -1,6 +1,6 @@
 """Fit the coefficients of the `geodesic` engine (`models/_geodesic/coefficients.npz`) with the robot user.
 
-    python -m benchmarks._clicks_fit --out coefficients.npz
+    python -m benchmarks._clicks_fit [--start coefficients.npz] --out new.npz
 
 1. A linear score of nested regions is fitted so that its softmax has the largest expected Dice: for first prompts on all
    resolutions around them, then for corrections on what the robot meets with those first answers.
@@ -8,8 +8,9 @@
    kind of click is fitted anew on all that was seen and what would have been right (as DAgger, Ross et al. 2011).
 3. The round that was best on structures held out from fitting is kept.
 
-The scan that the engine is judged on (example_ct_sm, and example_ct, which is the same patient) is not used. All is
-seeded: the same data and libraries give the same file.
+`--start` begins with the play of step 2, by the coefficients of a file. The scan that the engine is judged on
+(example_ct_sm, and example_ct, which is the same patient) is not used. All is seeded: the same data and libraries give
+the same file. Perceptrons are fitted with torch. docs/clicks.md says how the shipped file came to be.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -39,10 +41,13 @@ from isocenter.models._geodesic.window import HALF, Anchor
 
 F = NDArray[np.float32]
 KINDS = ("first", "add", "remove")
-SAMPLES = 450
+SAMPLES = 900
 """Voxels noted per click."""
 SYNTHETIC = 0.35
 """Weight of all synthetic structures together."""
+BATCH = 4096
+DROPPED = 0.15
+"""Part of the hidden units that is left out at random while a perceptron is fitted."""
 HELD = 5
 """One structure in so many is held out from fitting, to choose the round by."""
 
@@ -68,26 +73,35 @@ REAL: dict[str, Callable[[], list[Case]]] = {
     **{name: SETS[name] for name in ("example_mr_sm", "sam_med2d", "brain1", "breast1", "brain_t1")},
     "dicom_ct_2": lambda: dicom_ct(2),
     "dicom_ct_3": lambda: dicom_ct(3),
+    "dicom_ct_4": lambda: dicom_ct(4),
+    "brain_t1_3mm": lambda: brain_t1(3),
 }
 LARGE: dict[str, Callable[[], list[Case]]] = {"dicom_ct_1": lambda: dicom_ct(1), "brain_t1_1mm": lambda: brain_t1(1), "lung_ct": SETS["lung_ct"]}
 """Scans that only the score of first regions is learnt from."""
 MADE: dict[str, Callable[[int], list[Case]]] = {"shapes": shapes, "torso": torso, "phantom": phantom}
 
 
-def _altered(volume: Volume, rng: np.random.Generator) -> Volume:
-    """Another look at the same scan: a gamma curve, sometimes inverted, and some more noise."""
+def _altered(volume: Volume, target: Mask, rng: np.random.Generator) -> tuple[Volume, Mask]:
+    """Another look at the same structure: another voxel size, a gamma curve, sometimes inverted, and some more noise."""
     values = volume.array.astype(np.float32)
+    if rng.random() < 0.4:
+        factor = float(np.exp(rng.uniform(-0.35, 0.25)))
+        factors = tuple(1.0 if n == 1 else factor for n in values.shape)
+        smaller = ndimage.zoom(target.astype(np.float32), factors, order=1) >= 0.5
+        if smaller.sum() > 100:
+            values, target = ndimage.zoom(values, factors, order=1), smaller
+            volume = Volume(values, volume.spacing)
     if rng.random() < 0.3:
-        return volume
+        return volume, target
     low, high = np.percentile(values, (0.5, 99.5))
     if high <= low:
-        return volume
+        return volume, target
     unit = np.clip((values - low) / (high - low), 0, 1)
     unit = unit ** float(np.exp(rng.normal(0, 0.35)))
     if rng.random() < 0.3:
         unit = 1 - unit
     unit += rng.normal(size=unit.shape) * rng.choice([0.0, 0.003, 0.01])
-    return Volume((unit * 1000).astype(np.float32), volume.spacing)
+    return Volume((unit * 1000).astype(np.float32), volume.spacing), target
 
 
 def _sampled(click: Click, target: Mask) -> Mask:
@@ -156,7 +170,7 @@ def play(
     """The robot's work on one structure: the Dice after each click, and notes unless the structure is held out."""
     rng = np.random.default_rng(seed)
     if not held:
-        volume = _altered(volume, rng)
+        volume, target = _altered(volume, target, rng)
     prepared = Prepared(volume)
     belief, anchors, notes, curve = np.zeros(volume.shape, np.uint8), list[Anchor](), list[Note](), list[float]()
     border = bool(rng.random() < 0.3) and not held
@@ -168,8 +182,8 @@ def play(
             if made is not None:
                 if not held:
                     notes.append(_note(made, target, rng, synthetic))
-                edit = propose.write(made, belief, point, voxels.decide(made, tables[made.click.kind]))
-                belief[edit.box.slices] = edit.belief
+                edit = propose.write(made, belief.shape, point, voxels.decide(made, tables[made.click.kind]))
+                edit.apply(belief)
                 anchors += edit.anchors
             for anchor in anchors:
                 z, y, x = anchor.voxels[0]
@@ -182,7 +196,7 @@ def play(
 def look(volume: Volume, target: Mask, seed: int, synthetic: bool) -> Note:
     """What a first click on a structure sees at all resolutions."""
     rng = np.random.default_rng(seed)
-    volume = _altered(volume, rng)
+    volume, target = _altered(volume, target, rng)
     asked = _clicked(np.zeros(volume.shape, np.uint8), target, volume, bool(rng.random() < 0.3), rng)
     assert asked is not None
     return _first_views(Prepared(volume), asked[0], target, synthetic)
@@ -217,43 +231,36 @@ def fit_regions(notes: list[Note], penalty: float = 1e-4) -> tuple[F, F, F]:
     return mean.astype(np.float32), scale.astype(np.float32), found.x.astype(np.float32)
 
 
-def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (48, 24), decay: float = 1e-4) -> tuple[F, ...]:
-    """Perceptron by Adam on the weighted cross-entropy: mean, scale, w1, b1, w2, b2, w3 (with its bias)."""
-    rng = np.random.default_rng(0)
+def fit_voxels(notes: list[Note], epochs: int, hidden: tuple[int, int] = (48, 24)) -> tuple[F, ...]:
+    """Perceptron with the least weighted cross-entropy, with dropout: mean, scale, w1, b1, w2, b2, w3 (with its bias)."""
+    import torch
+
+    torch.set_num_threads(1)
+    shuffled = torch.Generator().manual_seed(0)
     features = np.vstack([n.features for n in notes])
-    truth = np.concatenate([n.inside for n in notes]).astype(np.float32)
-    weight = np.concatenate([n.weight * share for n, share in zip(notes, _shares(notes).astype(np.float32), strict=True)])
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
-    features = np.clip((features - mean) / scale, -4, 4)
-    sizes = (features.shape[1], *hidden, 1)
-    layers: list[Any] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [rng.normal(0, np.sqrt(2 / a), (a, b)).astype(np.float32), np.zeros(b, np.float32)]
-    first = [np.zeros_like(p) for p in layers]
-    second = [np.zeros_like(p) for p in layers]
-    batch, step = 4096, 0
-    total = epochs * (len(truth) // batch + 1)
-    for _ in range(epochs):
-        order = rng.permutation(len(truth))
-        for start in range(0, len(truth), batch):
-            pick = order[start : start + batch]
-            x, w = features[pick], weight[pick] / weight[pick].sum()
-            h1 = np.maximum(x @ layers[0] + layers[1], 0)
-            h2 = np.maximum(h1 @ layers[2] + layers[3], 0)
-            out = (h2 @ layers[4] + layers[5])[:, 0]
-            d3 = (w * (1 / (1 + np.exp(-out)) - truth[pick]))[:, None].astype(np.float32)
-            d2 = (d3 @ layers[4].T) * (h2 > 0)
-            d1 = (d2 @ layers[2].T) * (h1 > 0)
-            slopes = [x.T @ d1, d1.sum(axis=0), h1.T @ d2, d2.sum(axis=0), h2.T @ d3, d3.sum(axis=0)]
-            step += 1
-            rate = 1.5e-3 * (1 + np.cos(np.pi * min(step / total, 1))) + 2e-5
-            for k, slope in enumerate(slopes):
-                slope = slope + decay * layers[k] * (layers[k].ndim > 1)
-                first[k] = 0.9 * first[k] + 0.1 * slope
-                second[k] = 0.999 * second[k] + 0.001 * slope**2
-                layers[k] = layers[k] - rate * (first[k] / (1 - 0.9**step)) / (np.sqrt(second[k] / (1 - 0.999**step)) + 1e-8)
-    w3 = np.append(layers[4][:, 0], layers[5])
-    return tuple(np.ascontiguousarray(a, np.float32) for a in (mean, scale, *layers[:4], w3))
+    features = np.clip((features - mean) / scale, -4, 4).astype(np.float32)
+    shares = _shares(notes).astype(np.float32)
+    x = torch.from_numpy(features)
+    truth = torch.from_numpy(np.concatenate([n.inside for n in notes]).astype(np.float32))
+    weight = torch.from_numpy(np.concatenate([n.weight * share for n, share in zip(notes, shares, strict=True)]))
+    sizes = (features.shape[1], *hidden)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [(torch.nn.Linear(a, b), torch.nn.ReLU(), torch.nn.Dropout(DROPPED)) for a, b in itertools.pairwise(sizes)]
+        net = torch.nn.Sequential(*itertools.chain(*parts), torch.nn.Linear(hidden[-1], 1))
+        steps = epochs * -(-len(truth) // BATCH)
+        adam = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
+        rate = torch.optim.lr_scheduler.OneCycleLR(adam, 4e-3, total_steps=steps + 1, pct_start=0.1)
+        for _ in range(epochs):
+            for pick in torch.randperm(len(truth), generator=shuffled).split(BATCH):
+                wrong = torch.nn.functional.binary_cross_entropy_with_logits(net(x[pick])[:, 0], truth[pick], reduction="none")
+                adam.zero_grad()
+                ((weight[pick] * wrong).sum() / weight[pick].sum()).backward()
+                adam.step()
+                rate.step()
+    w1, b1, w2, b2, w3, b3 = (p.detach().numpy() for p in net.parameters())
+    return tuple(np.ascontiguousarray(a, np.float32) for a in (mean, scale, w1.T, b1, w2.T, b2, np.append(w3[0], b3)))
 
 
 def refit(notes: list[Note], data: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -338,15 +345,8 @@ def report(curves: list[tuple[str, bool, list[float]]]) -> float:
     return (1 - SYNTHETIC) * scores[0] + SYNTHETIC * scores[1]
 
 
-def fit(
-    run: Callable[[list[str], int, int, dict[str, Any]], tuple[list[Any], list[Note]]],
-    scenes: int,
-    rounds: int,
-    epochs: int,
-    keep: Callable[[dict[str, Any]], None],
-) -> None:
-    """All steps; `run` plays sets with a seed, a number of clicks and coefficients; `keep` is given what is best so far."""
-    made = [f"{kind}:{n}" for kind, count in (("shapes", scenes), ("torso", scenes // 12), ("phantom", scenes // 12)) for n in range(count)]
+def fit_scores(run: Callable[[list[str], int, int, dict[str, Any]], tuple[list[Any], list[Note]]], made: list[str]) -> dict[str, Any]:
+    """The linear scores of regions, for first prompts and then for corrections."""
     data = _start()
     seen = [note for seed, names in ((0, [*REAL, *LARGE, *made]), (1, [*REAL, *made])) for note in run(names, seed, 0, data)[1]]
     data |= _scored("first", fit_regions(seen))
@@ -354,6 +354,20 @@ def fit(
         met = run([*REAL, *made[::2]], seed, 4, data)[1]
         for kind in KINDS[1:]:
             data |= _scored(kind, fit_regions([n for n in met if n.kind == kind]))
+    return data
+
+
+def fit(
+    run: Callable[[list[str], int, int, dict[str, Any]], tuple[list[Any], list[Note]]],
+    scenes: int,
+    rounds: int,
+    epochs: int,
+    start: dict[str, Any] | None,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """All steps; `run` plays sets with a seed, a number of clicks and coefficients; `keep` is given what is best so far."""
+    made = [f"{kind}:{n}" for kind, count in (("shapes", scenes), ("torso", scenes // 12), ("phantom", scenes // 12)) for n in range(count)]
+    data = fit_scores(run, made) if start is None else start
     notes: list[list[Note]] = []
     best = -1.0
     for number in range(4, 4 + rounds + 1):
@@ -373,11 +387,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help="of playing with the perceptrons and fitting them")
     parser.add_argument("--scenes", type=int, default=60, help="synthetic ones in each round")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="changes the time only")
+    parser.add_argument("--start", type=Path, help="begin with these coefficients, keep their scores of regions, fit the perceptrons anew")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     started = time.time()
+    start = None
+    if options.start:
+        with np.load(options.start, allow_pickle=False) as earlier:
+            start = dict(earlier)
     with threadpool_limits(1), Pool(options.processes) as pool:
 
         def run(names: list[str], seed: int, clicks: int, data: dict[str, Any]) -> tuple[list[Any], list[Note]]:
@@ -386,7 +405,7 @@ def main() -> None:
             print(f"pass {seed}: {len(notes)} notes, {time.time() - started:.0f} s", flush=True)
             return [c for curves, _ in parts for c in curves], notes
 
-        fit(run, options.scenes, options.rounds, options.epochs, lambda data: np.savez(options.out, **data))
+        fit(run, options.scenes, options.rounds, options.epochs, start, lambda data: np.savez(options.out, **data))
     print(f"done, {time.time() - started:.0f} s")
 
 

@@ -12,26 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
-from skimage.segmentation import random_walker
 
 from benchmarks._clicks_data import DATA, SETS, Case, Mask, dice, each_target, next_click
+from benchmarks._clicks_peers import PEERS, feasible
 from isocenter.core.model import ModelContext
 from isocenter.core.prompts import Point
 from isocenter.core.volume import Volume
-from isocenter.models import graphcut
 from isocenter.models.geodesic import Geodesic
 
 Array = NDArray[np.generic]
 COUNTED = (1, 3, 5, 10)
-PEER_MARGIN = 16
-"""Voxels around the clicks that the slow peers work on."""
 
 
 @dataclass
@@ -99,75 +94,6 @@ def play(engine: Geodesic, cases: list[Case], name: str) -> tuple[Result, dict[s
     return summary("geodesic", name, curves, first, later), clicks
 
 
-def confidence_connected(volume: Volume, points: list[Point]) -> Mask:
-    """SimpleITK's region growing from all positive clicks; a negative click cuts out the region grown from it."""
-    image = SimpleITK.GetImageFromArray(volume.array.astype(np.float32))
-
-    def grown(positive: bool) -> Mask:
-        seeds = [p.zyx[::-1] for p in points if p.positive == positive]
-        if not seeds:
-            return np.zeros(volume.shape, np.bool_)
-        region = SimpleITK.ConfidenceConnected(image, seedList=seeds, numberOfIterations=2, multiplier=2.5, initialNeighborhoodRadius=1)
-        inside: Mask = SimpleITK.GetArrayFromImage(region) > 0
-        return inside
-
-    positive, negative = grown(True), grown(False)
-    return positive & ~negative if 2 * int((positive & negative).sum()) < int(positive.sum()) else positive
-
-
-def _box(volume: Volume, points: list[Point]) -> tuple[slice, slice, slice]:
-    places = np.array([p.zyx for p in points])
-    lo, hi = np.maximum(places.min(axis=0) - PEER_MARGIN, 0), np.minimum(places.max(axis=0) + PEER_MARGIN + 1, volume.shape)
-    return slice(lo[0], hi[0]), slice(lo[1], hi[1]), slice(lo[2], hi[2])
-
-
-def _marked(volume: Volume, points: list[Point]) -> tuple[tuple[slice, slice, slice], NDArray[np.uint8]]:
-    """A box around the clicks, 1 at positive ones, 2 at negative ones and on the box's sides (there must be some)."""
-    box = _box(volume, points)
-    marks = np.zeros(volume.shape, np.uint8)[box]
-    for axis in range(3):
-        if marks.shape[axis] > 2:
-            np.moveaxis(marks, axis, 0)[[0, -1]] = 2
-    for point in points:
-        marks[tuple(p - s.start for p, s in zip(point.zyx, box, strict=True))] = 1 if point.positive else 2
-    return box, marks
-
-
-def walker(volume: Volume, points: list[Point]) -> Mask:
-    """scikit-image's random walker on a box around the clicks, whose sides are background."""
-    box, marks = _marked(volume, points)
-    out = np.zeros(volume.shape, np.bool_)
-    part = volume.array[box].astype(np.float64)
-    flat = part.shape[0] == 1
-    labels = random_walker(part[0] if flat else part, marks[0] if flat else marks, beta=130, mode="cg_j", tol=1e-2)
-    out[box] = (labels == 1)[None] if flat else labels == 1
-    return out
-
-
-def monai_graphcut(volume: Volume, points: list[Point]) -> Mask:
-    """`Histogram+GraphCut` with its own defaults on a box around the clicks, whose sides are background."""
-    box, marks = _marked(volume, points)
-    model = graphcut.HistogramGraphCut()
-    model.load(ModelContext())
-    part = Volume(volume.array[box], volume.spacing)
-    out = np.zeros(volume.shape, np.bool_)
-    out[box] = model.separate(part, marks == 1, marks == 2) != 0
-    return out
-
-
-PEERS: dict[str, Callable[[Volume, list[Point]], Mask]] = {
-    "SimpleITK ConfidenceConnected": confidence_connected,
-    "scikit-image random_walker (box)": walker,
-    "Histogram+GraphCut (ours, box)": monai_graphcut,
-}
-
-
-def chosen(clicks: dict[str, list[Point]], most: int) -> list[str]:
-    """At most so many targets, evenly spread over a set."""
-    names = list(clicks)
-    return [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))]
-
-
 def on_these(result: Result, names: list[str]) -> Result:
     """The engine's scores on some of its targets, to compare a peer with."""
     table = np.array([result.curves[name] for name in names])
@@ -226,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", default="example_ct_sm,example_ct,example_mr_sm,sam_med2d,brain1,breast1", help=f"of {', '.join(SETS)}")
     parser.add_argument("--peers", action="store_true", help="also what public peers make of the same clicks (slow)")
-    parser.add_argument("--peer-targets", type=int, default=6, help="of each set, evenly spread, for the peers")
+    parser.add_argument("--peer-voxels", type=int, default=120_000, help="the peers get the targets with at most so many voxels in a box around")
     parser.add_argument("--speed", action="store_true", help="also volumes of 256 x 256 x 128 and 512 x 512 x 300 voxels")
     parser.add_argument("--save-json", type=Path)
     options = parser.parse_args()
@@ -242,7 +168,7 @@ def main() -> None:
             results.append(result)
             print(result.row(), flush=True)
             if options.peers:
-                names = chosen(clicks, options.peer_targets)
+                names = feasible(cases, options.peer_voxels)
                 results.append(on_these(result, names))
                 print(results[-1].row(), flush=True)
                 for method in PEERS:

@@ -131,7 +131,7 @@ def test_errors_become_exit_codes(error: Exception, code: int, monkeypatch: pyte
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(registry, "specs", fail)
+    monkeypatch.setattr(registry, "default", fail)
     found, shown, complaint = run("models")
     assert (found, shown) == (code, "")
     assert complaint.startswith("Error: ")

@@ -51,6 +51,12 @@ def test_phantom(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 200
 
+    report = tmp_path / "patient" / "report" / "report.html"
+    assert "RECIST 1.1" in report.read_text()
+    volumes = re.findall(r"day \d+\s*\|\s*([\d.]+) ml\s*\|\s*([\d.]+) ml", done.stdout)
+    assert len(volumes) == 5, done.stdout
+    assert all(found == true for found, true in volumes), "given masks are measured exactly"
+
 
 def test_scan_of_ones_own(data: Path, tmp_path: Path) -> None:
     done = demo(tmp_path, "--once", "--port", "1", "--input", str(data / "totalsegmentator" / "example_mr_sm.nii.gz"))

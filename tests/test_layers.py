@@ -18,7 +18,8 @@ RANKS = [
     {"io", "store"},
     {"models", "runtime"},
     {"analysis", "jobs"},
-    {"service", "textservice"},
+    {"service", "textservice", "trackservice"},
+    {"jobservice"},
     {"http", "cli", "demo", "api", "__main__"},
 ]
 #: Libraries that only some layers may import, anywhere in a file.

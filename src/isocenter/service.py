@@ -5,9 +5,10 @@ Everything here blocks and is meant for threads; `http/` calls it through the ru
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core import terminology
-from isocenter.core.errors import LimitError, PromptError, UsageError
+from isocenter.core import naming, terminology
+from isocenter.core.errors import LimitError, MemoryLimitError, ModelError, NotFoundError, PromptError, UsageError
 from isocenter.core.geometry import onto
-from isocenter.core.model import Finding, Interaction, ModelSpec, Prepared, Task
+from isocenter.core.model import QUIET, Finding, Interaction, LabelMap, ModelSpec, Prepared, Run, Task
 from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt, Text, check_inside, rasterise
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Segmentation
@@ -26,9 +27,10 @@ from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.io import door, picture
 from isocenter.io.upload import Upload
-from isocenter.models import registry
 from isocenter.models._kernel_cache import compile_ahead
-from isocenter.runtime.runtime import Runtime
+from isocenter.models.registry import Registry
+from isocenter.runtime.options import Options
+from isocenter.runtime.runtime import Lease, Runtime
 from isocenter.runtime.sessions import Session, Sessions
 from isocenter.store.artifacts import ArtifactStore
 from isocenter.store.volumes import VolumeStore
@@ -62,9 +64,11 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.registry = Registry.of(settings)
         self.volumes = VolumeStore(settings.volume_cache_bytes)
-        self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size)
+        self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size, options=Options.of(settings))
         self.sessions = Sessions(settings.session_cache_bytes, settings.session_ttl)
+        self.runtime.closed = self._closed
         self.artifacts = ArtifactStore(settings.home / "artifacts", ttl=settings.artifact_ttl)
 
     # 1. A scan comes in.
@@ -77,9 +81,33 @@ class Service:
 
         return self.volumes.read((upload.digest, upload.suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
 
+    def keep(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> tuple[str, Volume]:
+        """As `open`, and a key by which later requests may name it: of the bytes and of how they were read, never of a name."""
+        volume = self.open(upload, series_uid=series_uid, modality=modality, window=window)
+        how = repr((upload.digest, upload.suffix, series_uid, modality, window))
+        key = hashlib.sha256(how.encode()).hexdigest()[:32]
+        return key, self.volumes.put(volume, ("kept", key))
+
+    def kept(self, key: str) -> Volume:
+        """What `keep` gave a key to. Raises `NotFoundError` when it is gone."""
+        volume = self.volumes.find(("kept", key))
+        if volume is None:
+            raise NotFoundError("no scan is kept under this key any more; send it again")
+        return volume
+
     def known(self, upload: Upload) -> Volume | None:
         """The volume that `open` made of the same bytes before, if it is still here; nothing is decoded."""
         return self.volumes.find((upload.digest, upload.suffix, None, None, None))
+
+    def open_stored(
+        self, path: Path, digest: str, suffix: str, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None
+    ) -> Volume:
+        """As `open`, for an upload that was kept as a file: found again under the same digest, whichever way it comes."""
+
+        def read(modality: str | None) -> Volume:
+            return door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality)
+
+        return self.volumes.read((digest, suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
 
     def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
         """The volume in a file or a folder of this machine."""
@@ -91,25 +119,61 @@ class Service:
 
     # 2. Somebody names what they want ...
 
-    def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, model: str | None = None) -> Found:
-        """Masks for words, on the volume's own grid."""
+    def find(
+        self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, model: str | None = None, run: Run = QUIET, batch: int = 0
+    ) -> Found:
+        """Masks for words, on the volume's own grid; a model that takes no words (`Task.SEGMENT`) answers by its labels' names.
+
+        batch: slices at once, 0 for as many as memory allows.
+        """
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
-        spec = self._spec(model, Task.TEXT)
+        spec = self._spec(model, Task.TEXT, Task.SEGMENT) if model else self.registry.first_for(prompts, volume.modality)
+        wanted = [naming.label_of(prompt, spec.labels, spec.synonyms) for prompt in prompts] if spec.task is Task.SEGMENT else []
         started = time.perf_counter()
-        with self.runtime.lease(spec) as lease:
-            findings = tuple(lease.model.find(volume, list(prompts), threshold=threshold))
+
+        def answer(lease: Lease) -> tuple[Lease, tuple[Finding, ...]]:
+            if spec.task is Task.SEGMENT:
+                return lease, tuple(naming.findings(prompts, wanted, lease.model.segment(volume, run=lease.run), threshold))
+            return lease, tuple(lease.model.find(volume, list(prompts), threshold=threshold, run=lease.run))
+
+        lease, findings = self.runtime.call(spec, answer, run=run, batch=batch)
         seconds = {"infer": time.perf_counter() - started}
         notes = volume.source.notes + tuple(dict.fromkeys(n for f in findings for n in f.notes))
-        return Found(findings, _provenance(spec, volume, [Text(p) for p in prompts], {"threshold": threshold}, seconds, notes))
+        return Found(findings, _provenance(lease, volume, [Text(p) for p in prompts], {"threshold": threshold}, seconds, notes))
+
+    # ... or wants all that a model knows ...
+
+    def label(
+        self,
+        volume: Volume,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+        run: Run = QUIET,
+    ) -> Segmentation:
+        """The whole label map of a model that needs no prompts. labels: keep only these, by name; the others become background."""
+        spec = self._spec(model or self._meant_for(volume), Task.SEGMENT)
+        kept = [naming.label_of(name, spec.labels, spec.synonyms) for name in labels or ()]
+        started = time.perf_counter()
+
+        def segment(lease: Lease) -> tuple[Lease, LabelMap]:
+            return lease, lease.model.segment(volume, options=options, run=lease.run)
+
+        lease, answer = self.runtime.call(spec, segment, run=run)
+        seconds = {"infer": time.perf_counter() - started}
+        found = naming.only(answer, kept) if kept else answer
+        settings = {**dict(options or {}), **({"labels": [label.name for label in kept]} if kept else {})}
+        provenance = _provenance(lease, volume, [], settings, seconds, volume.source.notes + answer.notes)
+        return Segmentation(found.mask, volume.grid, found.labels, provenance, found.scores)
 
     # ... or points at it, again and again ...
 
     def prepare(self, volume: Volume, model: str | None = None) -> Prepared:
         """Do ahead what depends on the volume alone, so that the first click is quick."""
         spec = self._spec(model, Task.INTERACTIVE)
-        with self.runtime.lease(spec) as lease:
-            return self._prepared(lease.model, spec, volume)
+        return self.runtime.call(spec, lambda lease: self._prepared(lease, volume))
 
     @contextmanager
     def click(self, volume: Volume, prompts: Sequence[Prompt], *, owner: Hashable, model: str | None = None) -> Iterator[Clicked]:
@@ -117,19 +181,25 @@ class Service:
         self._check(prompts, volume)
         spec = self._spec(model, Task.INTERACTIVE)
         started = time.perf_counter()
-        with self.runtime.lease(spec) as lease:
-            prepared = self._prepared(lease.model, spec, volume)
+
+        def answer(lease: Lease) -> tuple[Lease, ExitStack, Session, Box | None, float]:
+            prepared = self._prepared(lease, volume)
             ready = time.perf_counter()
 
             def begin() -> Interaction:
                 interaction: Interaction = lease.model.begin(prepared)
                 return interaction
 
-            with self.sessions.hold((spec.id, volume.key, owner), prompts, begin) as session:
+            with ExitStack() as stack:
+                session = stack.enter_context(self.sessions.hold((spec.id, volume.key, owner, lease.instance), prompts, begin))
                 changed = session.follow(prompts)
-                seconds = {"prepare": ready - started, "infer": time.perf_counter() - ready}
-                provenance = _provenance(spec, volume, prompts, {}, seconds, volume.source.notes)
-                yield Clicked(session.interaction.mask, changed, session, provenance)
+                return lease, stack.pop_all(), session, changed, ready
+
+        lease, held, session, changed, ready = self.runtime.call(spec, answer)
+        with held:
+            seconds = {"prepare": ready - started, "infer": time.perf_counter() - ready}
+            provenance = _provenance(lease, volume, prompts, {}, seconds, volume.source.notes)
+            yield Clicked(session.interaction.mask, changed, session, provenance)
 
     def forget(self, owner: Hashable, volume: Volume | None = None) -> int:
         """Drop an owner's sessions, on one volume or on all; returns how many."""
@@ -164,23 +234,39 @@ class Service:
             else:
                 side[tuple(rasterise(prompt, volume.shape).T)] = True
         started = time.perf_counter()
-        with self.runtime.lease(spec) as lease:
-            mask = lease.model.separate(volume, painted[0], painted[1], roi=roi, options=options or {})
+
+        def separate(lease: Lease) -> tuple[Lease, NDArray[np.uint8]]:
+            return lease, lease.model.separate(volume, painted[0], painted[1], roi=roi, options=options or {})
+
+        lease, mask = self.runtime.call(spec, separate)
         seconds = {"infer": time.perf_counter() - started}
-        provenance = _provenance(spec, volume, prompts, dict(options or {}), seconds, volume.source.notes)
+        provenance = _provenance(lease, volume, prompts, dict(options or {}), seconds, volume.source.notes)
         return Segmentation(mask, volume.grid, (terminology.label("region"),), provenance)
 
     # ... or, from the command line and from Python, all of it in one call.
 
-    def segment(self, volume: Volume, prompts: Sequence[Prompt], *, threshold: float = 0.5, model: str | None = None) -> Segmentation:
-        """One label map from words (a label each, earlier words win where they overlap) or from points, boxes and lines."""
+    def segment(
+        self,
+        volume: Volume,
+        prompts: Sequence[Prompt],
+        *,
+        threshold: float = 0.5,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        run: Run = QUIET,
+    ) -> Segmentation:
+        """One label map from words (a label each, earlier words win where they overlap), from points, boxes and lines, or,
+        where `model` names one that needs no prompts, of all that it finds.
+        """
         words = [p.text for p in prompts if isinstance(p, Text)]
         if words and len(words) < len(prompts):
             raise PromptError("give either words or points, boxes, scribbles and lassos, not both")
+        if not prompts and model is not None and self.registry.spec(model).task is Task.SEGMENT:
+            return self.label(volume, model=model, options=options, run=run)
         if not prompts:
             raise PromptError("nothing was asked for: give a text, a point, a box, a scribble, a lasso or a mask")
         if words:
-            return _label_map(volume, self.find(volume, words, threshold=threshold, model=model))
+            return _label_map(volume, self.find(volume, words, threshold=threshold, model=model, run=run))
         # Nobody comes back to this session, so it has an owner that nobody else can be.
         owner = object()
         try:
@@ -189,11 +275,32 @@ class Service:
         finally:
             self.forget(owner)
 
+    # ... or what their pictures look like to a model, as vectors.
+
+    def describe(self, pictures: Sequence[NDArray[np.uint8]], *, model: str | None = None) -> NDArray[np.float32]:
+        """(pictures, dimensions), each of length one. Pictures of several callers are computed together."""
+        spec = self._spec(model, Task.DESCRIBE)
+
+        def work(lease: Lease, batch: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+            return list(lease.model.describe(batch, run=lease.run))
+
+        if not pictures:
+            raise PromptError("give at least one picture")
+        return np.stack(self.runtime.batched(spec, "pictures", pictures, work).result())
+
     # 3. Housekeeping.
 
     def models(self) -> list[ModelSpec]:
         """All models that can answer here."""
-        return list(registry.specs().values())
+        return list(self.registry.specs.values())
+
+    def problem(self) -> str | None:
+        """Why the model that the settings choose for words cannot answer; None when it can."""
+        try:
+            self.registry.first(Task.TEXT)
+        except ModelError as error:
+            return error.message
+        return None
 
     def warm(self) -> None:
         """Load the weight-free models and have them answer once on a thimbleful of voxels.
@@ -203,15 +310,16 @@ class Service:
         compile_ahead()
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
         tiny = Volume(np.where(ball, 60, -1000).astype(np.int16), modality="CT", unit="HU")
-        for spec in registry.specs().values():
-            if spec.weights_bytes:
+        for spec in self.registry.specs.values():
+            if spec.weights_bytes or spec.weights is not None:
                 continue
-            with self.runtime.lease(spec):
-                pass
-            if spec.task is Task.INTERACTIVE:
-                self.segment(tiny, [Point((12, 12, 12))], model=spec.id)
-            elif spec.task is Task.TEXT:
-                self.find(tiny, [spec.labels[0].name], model=spec.id)
+            with suppress(MemoryLimitError):  # said to whoever asks for that model
+                if spec.task is Task.INTERACTIVE:
+                    self.segment(tiny, [Point((12, 12, 12))], model=spec.id)
+                elif spec.task is Task.TEXT:
+                    self.find(tiny, [spec.labels[0].name], model=spec.id)
+                else:
+                    self.runtime.call(spec, lambda lease: None)
 
     def sweep(self) -> None:
         """Remove what is too old."""
@@ -222,15 +330,27 @@ class Service:
         """Stop computing and give the memory back."""
         self.runtime.close()
 
-    def _spec(self, model: str | None, task: Task) -> ModelSpec:
-        spec = registry.spec(model) if model else registry.first(task)
-        if spec.task is not task:
+    def _spec(self, model: str | None, task: Task, *others: Task) -> ModelSpec:
+        spec = self.registry.spec(model) if model else self.registry.first(task)
+        if spec.task not in (task, *others):
             raise PromptError(f"the model '{spec.id}' takes {', '.join(spec.prompts) or 'no prompts'}, not what was given")
         return spec
 
-    def _prepared(self, model: Any, spec: ModelSpec, volume: Volume) -> Prepared:
-        make: Callable[[], Prepared] = lambda: model.prepare(volume)  # noqa: E731 - typed for `derive`
-        return self.volumes.derive(volume, spec.id, make)
+    def _meant_for(self, volume: Volume) -> str | None:
+        """The model without prompts that answers when none was named: the first for this modality, where that one is not."""
+        specs = [s for s in self.registry.specs.values() if s.task is Task.SEGMENT]
+        suited = [s.id for s in specs if volume.modality in s.modalities] or [s.id for s in specs if not s.modalities]
+        if volume.modality is None or not suited or self.registry.first(Task.SEGMENT).id in suited:
+            return None
+        return suited[0]
+
+    def _closed(self, instance: str) -> None:
+        """What people do with a model lives with that copy of it. Their next request begins anew, with all its prompts."""
+        self.sessions.drop(lambda key: key[3] == instance)
+
+    def _prepared(self, lease: Lease, volume: Volume) -> Prepared:
+        make: Callable[[], Prepared] = lambda: lease.model.prepare(volume)  # noqa: E731 - typed for `derive`
+        return self.volumes.derive(volume, lease.instance, make)
 
     def _check(self, prompts: Sequence[Prompt], volume: Volume) -> None:
         points = sum(len(getattr(p, "path", ())) or 1 for p in prompts)
@@ -257,8 +377,9 @@ def _plain(prompt: Prompt) -> dict[str, Any]:
 
 
 def _provenance(
-    spec: ModelSpec, volume: Volume, prompts: Sequence[Prompt], settings: dict[str, Any], seconds: dict[str, float], notes: tuple[str, ...]
+    lease: Lease, volume: Volume, prompts: Sequence[Prompt], settings: dict[str, Any], seconds: dict[str, float], notes: tuple[str, ...]
 ) -> Provenance:
+    spec = lease.spec
     rounded = {stage: round(value, 4) for stage, value in seconds.items()}
     plain = tuple(_plain(p) for p in prompts)
     return Provenance(
@@ -268,8 +389,10 @@ def _provenance(
         spec.weights_sha256,
         plain,
         settings,
+        device=lease.device,
+        precision=lease.precision,
         seconds=rounded,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys((*notes, *lease.notes))),
         fallback=spec.fallback,
     )
 

@@ -6,18 +6,21 @@ future. Results are assembled by `Job.finish`, also in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import BusyError, ModelError
+from isocenter.core.errors import BusyError, MemoryLimitError, ModelError
 from isocenter.core.model import ModelContext
 from isocenter.core.settings import Settings
 from isocenter.models import text as models
@@ -28,6 +31,16 @@ from isocenter.runtime.batching import Batcher, Lane, Ticket
 from isocenter.runtime.environment import usable_cores, version
 
 T = TypeVar("T")
+#: Takes memory for a model on a device; the answer gives it back.
+Reserve = Callable[[str, str, int], Callable[[], None]]
+
+
+def _unlimited(model: str, device: str, count: int) -> Callable[[], None]:
+    return lambda: None
+
+
+#: Tokens of work after which freed memory is given back once nobody asks for anything.
+_MUCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,24 +70,34 @@ class Job(Generic[T]):
     model: str
     ticket: Ticket
     finish: Callable[[list[Any]], T]
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @cached_property
+    def id(self) -> str:
+        """Made when somebody asks for it, which is seldom."""
+        return str(uuid.uuid4())
 
 
 class TextService:
     """All that can be done with texts. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, reserve: Reserve = _unlimited) -> None:
+        """reserve: (model, device, bytes) -> what gives them back; where other models use the same memory."""
         self.settings = settings
+        self._reserve = reserve
+        self._held: list[Callable[[], None]] = []
         self.batcher = Batcher(
             slots=settings.text_slots, token_budget=settings.text_batch_tokens, most_texts=settings.text_chunk, queue_size=settings.queue_size
         )
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="tokens")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="text-models")
-        self._loads: dict[tuple[str, int | None], Future[models.TextEncoder]] = {}
-        self._jobs: dict[str, Job[Any]] = {}
+        self._loads: dict[tuple[str, int], Future[models.TextEncoder]] = {}
+        self._uses: dict[tuple[str, str], Future[models.TextEncoder]] = {}
+        self._jobs: dict[int, Job[Any]] = {}
+        self._tokens = 0  # begun since memory was last given back
         self._lock = threading.Lock()
         self._device: str | None = None
+        self._installed: tuple[list[models.Installed], float] = ([], 0.0)
 
     @property
     def device(self) -> str:
@@ -91,36 +114,59 @@ class TextService:
     # Which models there are.
 
     def installed(self) -> list[models.Installed]:
-        """The models that may be asked for."""
-        return models.installed(self.settings.home, self.settings.text_models)
+        """The models that may be asked for. Looked up at most once a second: a request takes less than reading the folders."""
+        found, until = self._installed
+        if time.monotonic() > until:
+            found = models.installed(self.settings.home, self.settings.text_models, self.settings.models_path)
+            self._installed = found, time.monotonic() + 1
+        return found
 
     def embedder(self, name: str = "") -> tuple[str, Future[models.TextEncoder]]:
         """The name and the encoder (being loaded, once) for embeddings; no name is the default's."""
         default = self.settings.text_embedding_model
-        return self._load(name or default, None, default)
+        return self._load("embed", name or default, 0, default)
 
     def scorer(self, name: str = "", language: str = "en", layers: int | None = None) -> tuple[str, Future[models.TextEncoder]]:
         """The same for BERTScore: without a name the default's, or for another language than English the package's model for it."""
         default = self.settings.text_bertscore_model
         chosen = name or (default if language.lower() in ("", "en") else bertscore.model_for(language))
-        return self._load(chosen, layers or self._layer(chosen), default if name else chosen)
+        return self._load("bertscore", chosen, layers or self._layer(chosen), default if name else chosen)
 
     def _layer(self, name: str) -> int:
         """The published layer for a model, by its full or its bare name; 0, which stands for the last, where none was published."""
         known = {**{full.rsplit("/", 1)[-1]: layer for full, layer in bertscore.LAYERS.items()}, **bertscore.LAYERS}
         return known.get(name, 0)
 
-    def _load(self, name: str, layers: int | None, default: str) -> tuple[str, Future[models.TextEncoder]]:
+    def _load(self, use: str, name: str, layers: int, default: str) -> tuple[str, Future[models.TextEncoder]]:
+        """layers: 0 for all of them; a model that embeds and scores by the same layer is in memory once."""
         found = models.choose(self.installed(), name, expected=name == default)
-        key = (found.name, layers)
+        if layers and layers == models.depth(found):
+            layers = 0
         with self._lock:
-            future = self._loads.get(key)
+            future = self._loads.get((found.name, layers))
             # One that failed is tried again: its folder may have been repaired.
             if future is None or (future.done() and future.exception() is not None):
-                future = self._loads[key] = self._loading.submit(self._make, found, layers)
+                future = self._loads[found.name, layers] = self._loading.submit(self._make, found, layers)
+            self._uses[use, found.name] = future
         return name, future
 
-    def _make(self, found: models.Installed, layers: int | None) -> models.TextEncoder:
+    def _make(self, found: models.Installed, layers: int) -> models.TextEncoder:
+        give_back = self._reserve(f"{found.name} {layers}", self.device, self._bytes(found))
+        try:
+            encoder = self._loaded(found, layers)
+        except BaseException:
+            give_back()
+            raise
+        self._held.append(give_back)
+        return encoder
+
+    def _bytes(self, found: models.Installed) -> int:
+        """About what an encoder takes: its weights in the chosen precision, and an eighth of them at work for each batch at once."""
+        stored = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
+        weights = int(stored * {"float32": 1.0, "int8": 0.25}.get(self.settings.text_precision, 0.5))
+        return weights + self.settings.text_slots * max(weights // 8, 32 << 20)
+
+    def _loaded(self, found: models.Installed, layers: int) -> models.TextEncoder:
         settings, slots = self.settings, self.settings.text_slots
         engine = accelerator.engine(settings.text_engine, self.device, settings.text_precision)
         encoder = models.TextEncoder(found.folder, engine=engine, layers=layers or None)
@@ -133,7 +179,7 @@ class TextService:
         for begin in (self.embedder, self.scorer):
             try:
                 begin()[1].result()
-            except ModelError:
+            except (ModelError, MemoryLimitError):
                 continue  # said to whoever asks for it
 
     # Work.
@@ -149,14 +195,18 @@ class TextService:
     ) -> Job[Embeddings]:
         """Begin to turn texts, or token ids that a client made itself, into vectors."""
         words = [t for t in texts if isinstance(t, str)]
-        cuts = encoder.cut(words, prompt) if len(words) == len(texts) else [encoder.framed(t) for t in texts if not isinstance(t, str)]
+        if len(words) == len(texts):
+            cuts, left_out = encoder.cut(words, prompt), encoder.left_out(prompt)
+        else:
+            cuts, left_out = [encoder.framed(t) for t in texts if not isinstance(t, str)], 0
+        work = partial(encoder.embed, left_out=left_out) if left_out else encoder.embed
 
         def finish(results: list[Any]) -> Embeddings:
             vectors = encoder.finished(results, normalize=normalize) if results else np.zeros((0, 0), np.float32)
             return Embeddings(vectors, _truncated(cuts), sum(len(c.ids) for c in cuts))
 
-        ticket = self.batcher.submit(Lane(("embed", id(encoder)), encoder.embed, encoder.pad), [c.ids for c in cuts])
-        return self._begun(Job("embed", len(texts), name, ticket, finish))
+        ticket = self.batcher.submit(Lane(("embed", id(encoder), left_out), work, encoder.pad), [c.ids for c in cuts])
+        return self._begun(Job("embed", len(texts), name, ticket, finish), cuts)
 
     def score(
         self,
@@ -173,26 +223,26 @@ class TextService:
         layer = encoder.layers
         if rescale:
             bertscore.rescale([], name, language, layer)  # refused before anything is computed
-        cuts = encoder.cut_for_score([*candidates, *references])
         count = len(candidates)
+        cuts = encoder.cut_for_score([text for pair in zip(candidates, references, strict=True) for text in pair])
 
-        def finish(results: list[Any]) -> Scores:
-            frequencies = bertscore.idf([c.ids for c in cuts[count:]]) if idf else None
-            special = (encoder.tokenizer.cls, encoder.tokenizer.sep)
-            share = [bertscore.weights(c.ids, frequencies, count, special) for c in cuts]
-            pairs = [bertscore.match(results[i], results[count + i], share[i], share[count + i]) for i in range(count)]
-            if rescale:
-                pairs = bertscore.rescale(pairs, name, language, layer)
+        frequencies = bertscore.idf([c.ids for c in cuts[1::2]]) if idf else None
+        special = (encoder.tokenizer.cls, encoder.tokenizer.sep)
+        pairs = bertscore.Pairs([bertscore.weights(c.ids, frequencies, count, special) for c in cuts])
+
+        def finish(_: list[Any]) -> Scores:
+            scores = bertscore.rescale(pairs.scores, name, language, layer) if rescale else pairs.scores
             code = bertscore.code(name, layer, idf=idf, rescaled=rescale, engine=f"isocenter={version('isocenter')}, {encoder.engine}")
-            lost = {i % count for i in _truncated(cuts)}
-            return Scores(tuple(pairs), code, tuple(sorted(lost)))
+            lost = {i // 2 for i in _truncated(cuts)}
+            return Scores(tuple(scores), code, tuple(sorted(lost)))
 
-        ticket = self.batcher.submit(Lane(("score", id(encoder)), encoder.score, encoder.pad), [c.ids for c in cuts])
-        return self._begun(Job("bertscore", count, name, ticket, finish))
+        ticket = self.batcher.submit(Lane(("score", id(encoder)), encoder.score, encoder.pad), [c.ids for c in cuts], pairs)
+        return self._begun(Job("bertscore", count, name, ticket, finish), cuts)
 
-    def _begun(self, job: Job[T]) -> Job[T]:
+    def _begun(self, job: Job[T], cuts: Sequence[Cut]) -> Job[T]:
         with self._lock:
-            self._jobs[job.id] = job
+            self._jobs[id(job)] = job
+            self._tokens += sum(len(c.ids) for c in cuts)
         return job
 
     def late(self, job: Job[Any]) -> None:
@@ -203,8 +253,14 @@ class TextService:
     def end(self, job: Job[Any]) -> None:
         """Forget a job, finished or not; texts that only it waited for are not computed any more."""
         with self._lock:
-            self._jobs.pop(job.id, None)
+            self._jobs.pop(id(job), None)
+            much = not self._jobs and self._tokens > _MUCH
+            if much:
+                self._tokens = 0
         self.batcher.drop(job.ticket)
+        if much:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                self.pool.submit(models.give_back)
 
     def answer(self, job: Job[T]) -> T:
         """Wait for a job and assemble its answer: for callers that have a thread of their own."""
@@ -218,20 +274,18 @@ class TextService:
     def info(self) -> dict[str, Any]:
         """Device, memory and loaded models; embedding models behind those of BERTScore."""
         with self._lock:
-            ready = [key for key, f in self._loads.items() if f.done() and f.exception() is None]
-        scored = list(dict.fromkeys(f"bertscore:{name}" for name, layers in ready if layers is not None))
-        embedded = [f"embed:{name}" for name, layers in ready if layers is None]
-        return {**accelerator.facts(self.device), "loaded_models": [*scored, *embedded]}
+            ready = [f"{use}:{name}" for (use, name), f in self._uses.items() if f.done() and f.exception() is None]
+        # By name of the use, BERTScore is first.
+        return {**accelerator.facts(self.device), "loaded_models": sorted(ready, key=lambda entry: entry.partition(":")[0])}
 
     def status(self) -> dict[str, Any]:
-        """The queue and the jobs in it."""
+        """The queue and the jobs in it. in_flight: requests, which share slots, so they may be more; available_slots: idle ones."""
         with self._lock:
             jobs = list(self._jobs.values())
-        flying = self.batcher.in_flight
         queue = {
             "max_concurrent": self.batcher.slots,
-            "in_flight": flying,
-            "available_slots": max(0, self.batcher.slots - flying),
+            "in_flight": self.batcher.in_flight,
+            "available_slots": self.batcher.slots - self.batcher.busy,
             "waiting_estimate": self.batcher.waiting,
         }
         active = [
@@ -255,6 +309,8 @@ class TextService:
         for future in self._loads.values():
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().close()
+        for give_back in self._held:
+            give_back()
 
 
 def _truncated(cuts: Sequence[Cut]) -> tuple[int, ...]:

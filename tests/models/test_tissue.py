@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from isocenter.core.errors import CancelledError, UnknownPromptError, UnsupportedError, UsageError
 from isocenter.core.geometry import Grid, reorient
-from isocenter.core.model import ModelContext
+from isocenter.core.model import ModelContext, Run
 from isocenter.core.phantom import Phantom, phantom, turned
 from isocenter.core.volume import Volume
 from isocenter.models.tissue import SPEC, Tissue
@@ -143,16 +143,18 @@ def test_a_threshold_out_of_range_is_refused(torso: Phantom, model: Tissue) -> N
 
 def test_it_stops_when_asked(torso: Phantom) -> None:
     tissue = Tissue()
-    tissue.load(ModelContext(cancelled=lambda: True))
+    tissue.load(ModelContext())
+    asked = iter([False] * 3 + [True] * 1000)
     with pytest.raises(CancelledError):
-        tissue.find(torso.volume, ["lungs"])
+        tissue.find(torso.volume, ["lungs"], run=Run(cancelled=lambda: next(asked)))
+    assert tissue.find(torso.volume, ["lungs"])[0].presence > 0.9, "one caller's change of mind is not the next one's"
 
 
 def test_progress_is_told(torso: Phantom) -> None:
     told: list[float] = []
     tissue = Tissue()
-    tissue.load(ModelContext(progress=lambda fraction, message: told.append(fraction)))
-    tissue.find(torso.volume, ["lungs", "bone"])
+    tissue.load(ModelContext())
+    tissue.find(torso.volume, ["lungs", "bone"], run=Run(progress=lambda fraction, message: told.append(fraction)))
     assert told[-1] == 1.0
     assert len(told) > 4
 

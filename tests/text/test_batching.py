@@ -158,3 +158,50 @@ def test_from_many_threads(run: Recorder) -> None:
     assert not wrong
     assert (batcher.waiting, batcher.in_flight, len(batcher._known)) == (0, 0, 0)
     batcher.close()
+
+
+def test_in_a_crowd_a_slot_waits_for_its_share(run: Recorder) -> None:
+    batcher = Batcher(slots=1, token_budget=1000, most_texts=32, queue_size=64)
+    lane = Lane("a", run, 0)
+    try:
+        run.go.clear()
+        first = batcher.submit(lane, [(1,) * 3])
+        assert run.entered.wait(5)
+        crowd = [batcher.submit(lane, [(i,) * 3]) for i in range(10, 18)]
+        time.sleep(0.1)  # so batches take long, and waiting for company pays
+        run.go.set()
+        for ticket in (first, *crowd):
+            ticket.future.result(5)
+        assert [len(b) for b in run.batches] == [1, 8]
+        # They come again, one by one, to an idle slot, which does not run off with the first.
+        again = []
+        for i in range(20, 28):
+            again.append(batcher.submit(lane, [(i,) * 3]))
+            time.sleep(0.0005)
+        for ticket in again:
+            ticket.future.result(5)
+        assert len(run.batches[2]) > 1
+        # One who is alone is not made to wait for long, and in the end not at all.
+        for i in range(40):
+            batcher.submit(lane, [(100 + i,)]).future.result(5)
+        assert batcher._crowd < 2
+    finally:
+        batcher.close()
+
+
+def test_what_is_kept_of_a_result_is_the_requests_choice(batcher: Batcher, run: Recorder) -> None:
+    lane, seen = Lane("a", run, 0), []
+
+    def keep(position: int, result: int) -> None:
+        seen.append((position, result))
+        if result == 30:
+            raise ValueError("not to be kept")
+
+    ticket = batcher.submit(lane, [(1, 1), (2,) * 4, (1, 1)], keep)
+    assert ticket.future.result(5) == [None, None, None]
+    assert sorted(seen) == [(0, 2), (1, 8), (2, 2)]
+    bad, good = batcher.submit(lane, [(10,) * 3], keep), batcher.submit(lane, [(10,) * 3])
+    with pytest.raises(ValueError, match="not to be kept"):
+        bad.future.result(5)
+    assert good.future.result(5) == [30]
+    assert batcher.busy == 0

@@ -116,7 +116,7 @@ def test_idf_of_a_single_pair_has_no_weights_left(minilm: Path, home: Path) -> N
 
 def test_which_model_answers(minilm: Path, home: Path, tmp_path: Path) -> None:
     with service(tmp_path) as texts:
-        with pytest.raises(ModelError, match="hf download sentence-transformers/all-MiniLM-L6-v2"):
+        with pytest.raises(ModelError, match="isocenter models pull all-MiniLM-L6-v2"):
             texts.embedder()
         with pytest.raises(ModelError, match="microsoft/deberta-xlarge-mnli"):
             texts.scorer()
@@ -139,3 +139,24 @@ def test_the_code_names_model_layer_and_engine(minilm: Path, home: Path) -> None
         scores = texts.answer(texts.score(name, future.result(), ["a"], ["a b"]))
     assert scores.code.startswith("model_L5_no-idf_version=0.3.12(isocenter=")
     assert "onnxruntime float32" in scores.code
+
+
+def test_few_token_vectors_are_held_at_a_time(minilm: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of texts of one length the two of a pair are computed one behind the other."""
+    held = []
+    take = bertscore.Pairs.__call__
+
+    def counted(self: bertscore.Pairs, position: int, vectors: np.ndarray[Any, Any]) -> None:
+        take(self, position, vectors)
+        held.append(len(self._alone))
+
+    monkeypatch.setattr(bertscore.Pairs, "__call__", counted)
+    candidates = [f"no mass {i % 10} {i // 10} seen in the left lung" for i in range(60)]
+    references = [f"no mass {i % 10} {i // 10} seen in the left lobe" for i in range(60)]
+    with service(home, text_models=(f"model={minilm}",), text_chunk=8) as texts:
+        ours(texts, candidates, references, 6)
+        assert len(held) == 120
+        assert max(held) <= 16
+        # The last layer is also the embeddings', so the weights are in memory once.
+        assert texts.embedder("model")[1] is texts.scorer("model")[1] is texts.scorer("model", layers=6)[1]
+        assert texts.info()["loaded_models"] == ["bertscore:model", "embed:model"]

@@ -100,4 +100,4 @@ def test_commands_name_the_missing_model(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     code, _, shown = run("embed", str(tmp_path / "a.jsonl"))
     assert code == 4
-    assert "hf download" in shown
+    assert "isocenter models pull" in shown

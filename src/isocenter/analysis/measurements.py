@@ -52,6 +52,21 @@ def measure(segmentation: Segmentation, volume: Volume) -> list[Measurement]:
     return [_measure(segmentation, volume, label) for label in segmentation.labels]
 
 
+def describe_image(volume: Volume) -> dict[str, Any]:
+    """What measurements.json says of the scan itself: plain data, nothing of the patient."""
+    z, y, x = volume.shape
+    return {
+        "voxels": [x, y, z],
+        "spacing_mm": list(volume.spacing),
+        "orientation": volume.grid.orientation,
+        "modality": volume.modality,
+        "unit": volume.unit,
+        "format": volume.source.format,
+        "series_uid": volume.source.series_uid,
+        "content": volume.key,
+    }
+
+
 def _measure(segmentation: Segmentation, volume: Volume, label: Label) -> Measurement:
     presence = segmentation.scores.get(label.name)
     presence = None if presence is None else round(float(presence), 4)

@@ -1,4 +1,4 @@
-"""The command line: `isocenter demo | serve | segment | convert | embed | score | models | doctor`.
+"""The command line: `isocenter demo | serve | worker | segment | batch | convert | track | embed | score | models | doctor`.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unreadable input, 4 model unavailable, 5 out of memory, 8 partly done. What is
 asked for goes to standard output, everything else to standard error. Command modules are light; what a command needs is
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from isocenter.cli import convert, demo, doctor, models, segment, text
+from isocenter.cli import batch, convert, demo, doctor, models, segment, text, track, worker
 from isocenter.cli.console import examples, fail
 from isocenter.core.errors import IsocenterError, MemoryLimitError
 
@@ -24,9 +24,10 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that was asked for. `serve` takes its flags from the settings, which are only read for it."""
         if args[:1] == ["serve"]:
-            from isocenter.cli.serve import command
+            from isocenter.cli.serve import command, without_others
 
             self.commands["serve"] = command()
+            args = ["serve", *without_others(args[1:])]
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -78,8 +79,11 @@ def _serve() -> None:
     """Serve all protocols on one or several ports."""
 
 
+app.command("worker", epilog=examples(worker.EXAMPLES))(worker.worker)
 app.command("segment", epilog=examples(segment.EXAMPLES))(segment.segment)
+app.command("batch", epilog=examples(batch.EXAMPLES))(batch.batch)
 app.command("convert", epilog=examples(convert.EXAMPLES))(convert.convert)
+app.command("track", epilog=examples(track.EXAMPLES))(track.track)
 app.add_typer(models.app, name="models", epilog=examples(models.EXAMPLES))
 app.command("embed", epilog=examples(text.EMBED_EXAMPLES))(text.embed)
 app.command("score", epilog=examples(text.SCORE_EXAMPLES))(text.score)

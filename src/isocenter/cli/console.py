@@ -14,6 +14,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from isocenter.core.model import Run
+
 #: Width of tables that go into a file or a pipe, where nothing tells it.
 _PLAIN_WIDTH = 120
 
@@ -89,8 +91,32 @@ def step(message: str, *, quiet: bool = False) -> Iterator[None]:
         typer.echo(f"{message}: {time.perf_counter() - started:.2f} s", err=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", numbers: Sequence[int] = (), indent: int = 0) -> None:
-    """Print a table; the columns `numbers` are aligned to the right."""
+@contextmanager
+def watched(message: str, *, quiet: bool = False) -> Iterator[Run]:
+    """As `step`, for a call that takes a `Run`: on a terminal a bar that fills as the model says how far it is."""
+    from isocenter.core.model import QUIET, Run
+
+    console = err()
+    if quiet or not console.is_terminal:
+        with step(message, quiet=quiet):
+            yield QUIET
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(message + " ...", total=1.0)
+
+        def tell(fraction: float, what: str) -> None:
+            bar.update(task, completed=fraction, description=what or message)
+
+        yield Run(progress=tell)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", numbers: Sequence[int] = (), whole: Sequence[int] = (), indent: int = 0
+) -> None:
+    """Print a table; the columns `numbers` are aligned to the right, those in `whole` are never broken into lines."""
     from rich import box
     from rich.padding import Padding
     from rich.table import Table
@@ -98,7 +124,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str =
     console = out()
     grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, show_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+        grid.add_column(column, justify="right" if index in numbers else "left", overflow="fold", no_wrap=index in whole)
     for row in rows:
         grid.add_row(*row)
     console.print(Padding(grid, (0, 0, 0, indent), expand=False))

@@ -9,6 +9,7 @@ import typer
 from isocenter.cli.console import emit, out, table
 
 if TYPE_CHECKING:
+    from isocenter.core.settings import Settings
     from isocenter.runtime.environment import Fact
 
 EXAMPLES = (
@@ -29,7 +30,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     from isocenter.runtime import environment
 
     chosen = settings()
-    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), _models()]
+    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), *_runtime(chosen), *_models(chosen)]
     broken = any(fact.state is environment.State.BROKEN for fact in facts)
     if as_json:
         emit({"healthy": not broken, "facts": [fact.as_dict() for fact in facts]})
@@ -43,17 +44,46 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     raise typer.Exit(1 if broken else 0)
 
 
-def _models() -> Fact:
-    """The models that can answer here."""
-    from isocenter.models import registry
+def _runtime(chosen: Settings) -> list[Fact]:
+    """Profile, memory for models, and where each model would run."""
+    from isocenter.models.registry import Registry
+    from isocenter.runtime import facts
     from isocenter.runtime.environment import Fact, State
+    from isocenter.runtime.fleet import Fleet
+    from isocenter.runtime.options import Options
 
     try:
-        names = list(registry.specs())
-    except Exception as error:  # a broken plug-in must not take the doctor down with it
-        return Fact(
-            "Models", f"cannot be listed ({type(error).__name__})", State.BROKEN, "remove the package that adds the broken model, or install again"
-        )
-    if not names:
-        return Fact("Models", "none", State.BROKEN, "install again: pip install isocenter")
-    return Fact("Models", ", ".join(names))
+        return facts.facts(Fleet(Options.of(chosen)), Registry.of(chosen).specs.values())
+    except Exception as error:  # a broken library or driver must not take the doctor down with it
+        return [
+            Fact(
+                "Devices",
+                f"cannot be asked ({type(error).__name__})",
+                State.BROKEN,
+                "install torch and the driver again, or set ISOCENTER_DEVICE=cpu",
+            )
+        ]
+
+
+def _models(chosen: Settings) -> list[Fact]:
+    """The models that can answer here, one line for each that is here and cannot, and what unfinished installations hold."""
+    from isocenter.models.registry import Registry
+    from isocenter.runtime.environment import Fact, State
+    from isocenter.store import weights
+
+    try:
+        here = Registry.of(chosen)
+        names, broken, texts = list(here.specs), here.broken, here.texts
+    except Exception as error:  # a broken installation must not take the doctor down with it
+        return [Fact("Models", f"cannot be listed ({type(error).__name__})", State.BROKEN, "install again: pip install --force-reinstall isocenter")]
+    facts = [Fact("Models", ", ".join(names)) if names else Fact("Models", "none", State.BROKEN, "install again: pip install isocenter")]
+    if texts:
+        facts.append(Fact("Text models", ", ".join(text.id for text in texts)))
+    for model in broken.values():
+        # One that somebody chose for a task is missed by every request for it; any other only by those who name it.
+        state = State.BROKEN if model.task is not None else State.NOTE
+        facts.append(Fact(f"Model {model.id}", f"cannot be used: {model.reason}", state))
+    if left := weights.unfinished(chosen.home / "models"):
+        value = ", ".join(f"{name} ({size / 1e6:.0f} MB so far)" for name, size in left.items())
+        facts.append(Fact("Unfinished", value, State.NOTE, "isocenter models pull NAME goes on with it, isocenter models remove NAME drops it"))
+    return facts

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isocenter.cli.console import emit, fail, note, step, table
+from isocenter.cli.console import emit, fail, note, step, table, watched
 from isocenter.core.errors import InputError, UnknownPromptError, UsageError
 
 if TYPE_CHECKING:
+    from isocenter.core.model import Run
     from isocenter.core.prompts import Prompt
     from isocenter.core.segmentation import Segmentation
     from isocenter.core.volume import Volume
@@ -25,6 +26,7 @@ EXAMPLES = (
     "isocenter segment -i dicom_folder/ -o liver.nii.gz --point 210,260,40 --negative 150,300,40",
     'isocenter segment -i mr.nii.gz -m Histogram+GraphCut --scribble "60,70,20 90,75,20" --negative-scribble "20,20,20 20,90,20"',
     "isocenter segment -i photo.png --box 40,30,0,120,110,0 --format png",
+    "isocenter segment -i t1.nii.gz -m model18cls --label thalamus --label hippocampus",
 )
 
 
@@ -60,7 +62,12 @@ NegativeScribbles = Annotated[list[str] | None, _prompt(_LINE, "A line beside it
 Lassos = Annotated[list[str] | None, _prompt(_LINE, "An outline in one slice.")]
 NegativeLassos = Annotated[list[str] | None, _prompt(_LINE, "An outline of what does not belong to it.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="A mask to start from, on the image's grid.", rich_help_panel="Prompts")]
-Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them. Those that take nothing need no prompt."),
+]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME", help="Without prompts: keep only this structure. Repeatable.")]
+Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Without prompts: an option of the model. Repeatable.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Words only: how probable a voxel must be.")]
 Modality = Annotated[str | None, typer.Option(metavar="CT|MR|...", help="What the scan is, where its file does not say.")]
 Window = Annotated[str | None, typer.Option(metavar="WIDTH/LEVEL", help="Of a picture of a CT: the window in HU that it was made with.")]
@@ -84,6 +91,8 @@ def segment(
     negative_lasso: NegativeLassos = None,
     mask: Mask = None,
     model: Model = None,
+    label: Labels = None,
+    option: Options = None,
     threshold: Threshold = 0.5,
     modality: Modality = None,
     window: Window = None,
@@ -91,7 +100,7 @@ def segment(
     form: MaskFormat = None,
     as_json: Json = False,
 ) -> None:
-    """Segment a scan or picture by words or by clicks.
+    """Segment a scan or picture by words, by clicks, or by a model that needs neither.
 
     Writes the mask, preview.png and measurements.json.
 
@@ -105,25 +114,32 @@ def segment(
 
     typed = Typed(text or (), point or (), negative or (), box or (), scribble or (), negative_scribble or (), lasso or (), negative_lasso or ())
     prompts = typed.parse()
-    if not prompts and mask is None:
-        raise UsageError('say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask; see "isocenter segment --help"')
+    if not prompts and mask is None and model is None:
+        raise UsageError(
+            "say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask, or --model with one that needs no "
+            'prompt; see "isocenter segment --help"'
+        )
+    if (label or option) and (prompts or mask is not None):
+        raise UsageError("--label and --option go with a model that needs no prompts; leave the prompts out")
     target, suffix = _target(out, form)
     from isocenter.cli.chosen import settings
-    from isocenter.models import registry
     from isocenter.service import Service
 
-    if model is not None:
-        registry.spec(model)  # a name that is not known is said before the scan is read
     service = Service(settings())
     try:
+        if model is not None:
+            service.registry.spec(model)  # a name that is not known is said before the scan is read
         with step("Reading the scan", quiet=as_json):
             volume = _read(service, source, series_uid, modality, window)
         if mask is not None:
             from isocenter.core.prompts import MaskPrompt
 
             prompts.insert(0, MaskPrompt(initial_mask(mask, volume, lambda path: _read(service, path))))
-        with step("Segmenting", quiet=as_json):
-            result, unknown = _answer(service, volume, prompts, threshold, model)
+        with watched("Segmenting", quiet=as_json) as run:
+            if prompts or model is None:
+                result, unknown = _answer(service, volume, prompts, threshold, model, run)
+            else:
+                result, unknown = service.label(volume, model=model, options=options_of(option or ()), labels=label, run=run), {}
         with step("Writing", quiet=as_json):
             facts = _facts(result, volume, unknown)
             written = _write(result, volume, target, suffix, facts)
@@ -157,16 +173,31 @@ def _read(service: Service, path: Path, series_uid: str | None = None, modality:
     return service.open_path(path, series_uid=series_uid, modality=modality, window=window)
 
 
-def _answer(service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None) -> tuple[Segmentation, dict[str, str]]:
+def options_of(typed: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value that is JSON (a number, true, a list) is that, any other a word."""
+    found: dict[str, Any] = {}
+    for pair in typed:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"an option is written KEY=VALUE, not '{pair[:60]}'")
+        try:
+            found[key.strip()] = json.loads(value)
+        except ValueError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def _answer(
+    service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None, run: Run
+) -> tuple[Segmentation, dict[str, str]]:
     """The answer, and the words that could not be understood with the reason. Fails when none could."""
     from isocenter.core.model import Task
     from isocenter.core.prompts import Text
-    from isocenter.models import registry
 
-    if model is not None and registry.spec(model).task is Task.SCRIBBLES:
+    if model is not None and service.registry.spec(model).task is Task.SCRIBBLES:
         return _separate(service, volume, prompts, model), {}
     try:
-        return service.segment(volume, prompts, threshold=threshold, model=model), {}
+        return service.segment(volume, prompts, threshold=threshold, model=model, run=run), {}
     except UnknownPromptError:
         if len(prompts) < 2:
             raise
@@ -180,7 +211,7 @@ def _answer(service: Service, volume: Volume, prompts: Sequence[Prompt], thresho
     known = [p for p in prompts if not (isinstance(p, Text) and p.text in unknown)]
     if not known:
         raise UnknownPromptError(next(iter(unknown.values())))
-    return service.segment(volume, known, threshold=threshold, model=model), unknown
+    return service.segment(volume, known, threshold=threshold, model=model, run=run), unknown
 
 
 def _separate(service: Service, volume: Volume, prompts: Sequence[Prompt], model: str) -> Segmentation:
@@ -208,22 +239,17 @@ def _write(result: Segmentation, volume: Volume, target: Path, suffix: str, fact
 
 def _facts(result: Segmentation, volume: Volume, unknown: dict[str, str]) -> dict[str, Any]:
     """What measurements.json holds."""
-    from isocenter.analysis.measurements import measure
+    from isocenter.analysis.measurements import describe_image, measure
 
-    z, y, x = volume.shape
-    image = {
-        "voxels": [x, y, z],
-        "spacing_mm": list(volume.spacing),
-        "orientation": volume.grid.orientation,
-        "modality": volume.modality,
-        "unit": volume.unit,
-        "format": volume.source.format,
-        "series_uid": volume.source.series_uid,
-        "content": volume.key,
-    }
     measured = [m.as_dict() for m in measure(result, volume)]
     failed = [{"prompt": word, "reason": reason} for word, reason in unknown.items()]
-    return {"model": result.provenance.model, "labels": measured, "failed": failed, "image": image, "provenance": result.provenance.as_dict()}
+    return {
+        "model": result.provenance.model,
+        "labels": measured,
+        "failed": failed,
+        "image": describe_image(volume),
+        "provenance": result.provenance.as_dict(),
+    }
 
 
 def _report(facts: dict[str, Any], written: dict[str, str]) -> None:

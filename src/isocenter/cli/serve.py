@@ -12,10 +12,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from isocenter.cli.chosen import settings
+from isocenter.cli.console import note
 from isocenter.core.settings import Limits, Settings
 
 #: Flags whose name is not the setting's own.
 _NAMES = {"ports": "--port", "cors_origins": "--cors-origin", "open_faces": "--open-face", "allowed_hosts": "--allowed-host"}
+#: Numbers that may be written with a unit.
+_WORDS = {"idle_exit"}
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 EXAMPLES = ("isocenter serve", "isocenter serve --port 8000 --port 8002", "ISOCENTER_API_KEY=secret isocenter serve --host 0.0.0.0")
 _HELP = """Serve all protocols on one or several ports, from one process.
@@ -34,10 +37,34 @@ def command() -> Any:
     return built
 
 
+#: Flags of `monailabel start_server` that have nothing to say here, and how many values each takes.
+_OTHERS = {"--app": 1, "-a": 1, "--studies": 1, "-s": 1, "--conf": 2, "-c": 2}
+
+
+def without_others(args: list[str]) -> list[str]:
+    """Arguments without those that only MONAI Label knows, so that its command lines start this server as they are."""
+    kept: list[str] = []
+    left = 0
+    for word in args:
+        if left:
+            left -= 1
+        elif word.split("=")[0] in _OTHERS:
+            note(f"{word} changes nothing here: scans come by upload, and all models that are installed are served")
+            left = _OTHERS[word.split("=")[0]] - ("=" in word)
+        else:
+            kept.append(word)
+    return kept
+
+
 def _serve(**given: Any) -> None:
+    chosen = settings(**{name: value for name, value in given.items() if value is not None and value != []})
+    if chosen.pull:
+        from isocenter.cli.models import fetch_missing
+
+        fetch_missing(chosen)
     from isocenter.http import server
 
-    server.run(settings(**{name: value for name, value in given.items() if value is not None and value != []}))
+    server.run(chosen)
 
 
 def _with_flags(function: Any) -> Any:
@@ -45,8 +72,9 @@ def _with_flags(function: Any) -> Any:
     parameters = []
     for name, info in sorted(Settings.model_fields.items(), key=lambda field: field[0] in Limits.model_fields):
         kind, several = _kind(info)
+        kind = str if name in _WORDS else kind
         option = typer.Option(
-            _flag(name, kind, info.default),
+            *([_flag(name, kind, info.default), "-p"] if name == "ports" else [_flag(name, kind, info.default)]),
             help=_help(name, info),
             metavar=_METAVARS.get(kind),
             show_default=False,

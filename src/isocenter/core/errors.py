@@ -86,5 +86,21 @@ class NotFoundError(IsocenterError):
     """A session, artifact or other named thing does not exist (any more)."""
 
 
+class ConflictError(IsocenterError):
+    """What was asked for does not go with the state that the thing is in, such as cancelling what has ended."""
+
+
+class StoreError(IsocenterError):
+    """State cannot be read or written just now (a full disk, a database or object store that is away); worth trying again."""
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class CancelledError(IsocenterError):
     """The work was stopped because its caller went away or asked for it."""
+
+
+class DeadlineError(IsocenterError):
+    """The work took longer than it may and was given up."""

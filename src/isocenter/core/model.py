@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.core.errors import CancelledError, ModelError
 from isocenter.core.prompts import Box, Prompt
 from isocenter.core.segmentation import Label
 from isocenter.core.volume import Volume
@@ -28,6 +30,8 @@ class Task(StrEnum):
     SEGMENT = "segment"  #: the whole label map, no prompts: `segment`
     EMBED = "embed"  #: texts to vectors: `embed`
     SCORE = "score"  #: pairs of texts to how alike they are: `score`
+    DESCRIBE = "describe"  #: pictures to vectors: `describe`
+    NARRATE = "narrate"  #: words and pictures to words: `narrate`
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class ModelSpec:
     factory: "module:Class", imported on first use. prompts: kinds taken ("point", "box", "scribble", "lasso", "mask",
     "text"). labels: what it can name, where that is fixed. synonyms: other words for them. options: parameters with
     their defaults (a list offers a choice, its first entry is the default). weights_sha256 is None for a model without
-    weights. resident_bytes and scratch_bytes: by precision, for the memory ledger. fallback: a stand-in, not a network.
+    weights; weights is the file or folder where they lie here. resident_bytes and scratch_bytes: by precision, for the
+    memory ledger. packages: what must be installed to run it, beside the base. concurrent: how many threads may call it at
+    once. devices: "cpu", "cuda" (CUDA and ROCm), "mps". fallback: a stand-in, not a network.
     """
 
     id: str
@@ -55,9 +61,12 @@ class ModelSpec:
     citation: str = ""
     weights_sha256: str | None = None
     weights_bytes: int = 0
+    weights: Path | None = None
+    packages: tuple[str, ...] = ()
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
     scratch_bytes: Mapping[str, int] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
+    concurrent: int = 1
     fallback: bool = False
 
 
@@ -70,19 +79,62 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class ModelContext:
-    """What a model is handed by the runtime, and all that it knows of it.
+class Run:
+    """One call of a model that takes long, as its caller sees it.
 
-    progress(fraction 0..1, message) may be called from the model's thread; `cancelled()` is asked between steps.
+    progress(fraction 0..1, message) is called from the model's thread; `cancelled()` is asked between steps (tiles,
+    slices, tokens) by `check`.
+    batch: most slices, patches or pictures at once, 0 where the model decides. tile: edge of its tiles as a part of what
+    it would take, 0..1, for a model whose tiles may be of any size. The runtime calls again with less of both when
+    memory runs out, so a model asks them in every call and lets `torch.OutOfMemoryError` and the like pass.
+    """
+
+    progress: Callable[[float, str], None] = _nothing
+    cancelled: Callable[[], bool] = _never
+    batch: int = 0
+    tile: float = 1.0
+
+    def check(self, fraction: float | None = None, message: str = "") -> None:
+        """Report how far the call is and go on. Raises `CancelledError` when nobody wants the answer any more."""
+        if self.cancelled():
+            raise CancelledError("the work was cancelled")
+        if fraction is not None:
+            self.progress(fraction, message)
+
+
+#: A call that nobody watches.
+QUIET = Run()
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a model is handed by the runtime when it is loaded, and all that it knows of it.
+
+    spec: the description that it was created from, with `spec.weights` where its files lie.
+    device: "cpu", "cuda:0" (CUDA and ROCm), "mps". precision: "float32", "bfloat16", "float16", "nf4".
     slots: how many threads call a model that can be called by several; threads: cores for each of them.
+    engine: what runs an ONNX file: "onnxruntime", "openvino" or "auto". providers: ONNX Runtime's execution providers in
+    the order of preference, none is the processor's; arena_bytes: the most that its CUDA arena may hold.
+    max_memory: bytes by device for a model that is spread over several ("cuda:0", "cuda:1", "cpu"), as accelerate takes
+    them; empty for one that fits on `device`.
     """
 
     device: str = "cpu"
     precision: str = "float32"
     threads: int = 1
     slots: int = 1
-    progress: Callable[[float, str], None] = _nothing
-    cancelled: Callable[[], bool] = _never
+    spec: ModelSpec | None = None
+    engine: str = "auto"
+    providers: tuple[str, ...] = ()
+    arena_bytes: int | None = None
+    max_memory: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Path:
+        """Where the model's files lie. Raises `ModelError` for a model that has none."""
+        if self.spec is None or self.spec.weights is None:
+            raise ModelError("this model has no weights here; `isocenter models list` shows what is installed")
+        return self.spec.weights
 
 
 class Model(Protocol):
@@ -92,7 +144,11 @@ class Model(Protocol):
         """Make it ready to answer; called once, before anything else."""
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Give its memory back.
+
+        A model that computes in a child process may also have `abort()`, called from another thread when a call takes
+        longer than it may: end the child, so that the call fails and its memory comes back.
+        """
 
 
 class Prepared(Protocol):
@@ -163,5 +219,43 @@ class Finding:
 class TextModel(Model, Protocol):
     """A model of `Task.TEXT`."""
 
-    def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5) -> list[Finding]:
+    def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, run: Run = QUIET) -> list[Finding]:
         """One finding per prompt, in order. Raises `UnknownPromptError` or `UnsupportedError`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """What a model of `Task.SEGMENT` answers, on the volume's own grid.
+
+    mask: (z, y, x), uint8 or uint16, 0 is background. labels: what its values mean, also those that were not found.
+    scores: how sure it is of each label, 0..1, by name, where the model says so. notes: what its reader should know.
+    """
+
+    mask: NDArray[Any]
+    labels: tuple[Label, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class SegmentModel(Model, Protocol):
+    """A model of `Task.SEGMENT`: no prompts, all its structures at once."""
+
+    def segment(self, volume: Volume, *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> LabelMap:
+        """Raises `UnsupportedError` for a volume that it cannot take, `UsageError` for an option that it does not know."""
+
+
+class DescribeModel(Model, Protocol):
+    """A model of `Task.DESCRIBE`: pictures (and words, into the same space) to vectors of length one."""
+
+    def describe(self, pictures: Sequence[NDArray[np.uint8]], *, run: Run = QUIET) -> NDArray[np.float32]:
+        """(pictures, dimensions) from pictures of (rows, columns) or (rows, columns, 3)."""
+
+    def describe_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(texts, dimensions)."""
+
+
+class NarrateModel(Model, Protocol):
+    """A model of `Task.NARRATE`. It remembers nothing from one call to the next."""
+
+    def narrate(self, prompt: str, pictures: Sequence[NDArray[np.uint8]] = (), *, max_tokens: int = 400, run: Run = QUIET) -> str:
+        """The model's words. Raises `LimitError` when the prompt or the pictures are more than it takes."""

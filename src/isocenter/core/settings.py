@@ -6,7 +6,9 @@ imported where settings are needed and not by `import isocenter`.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,6 +68,9 @@ class Settings(Limits):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Host names accepted in the Host header beside localhost and plain addresses; `*` for any."
     )
+    idle_exit: float | None = Field(
+        None, gt=0, description="End the server after so long without a request or a job: seconds, or `90s`, `30m`, `4h`. Never by default."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["plain", "json"] = Field("plain", description="Plain lines or one JSON object a line.")
     artifact_ttl: float = Field(7200, gt=0, validation_alias=_also("artifact_ttl", "BP_TMP_TTL"), description="Seconds that result files are kept.")
@@ -84,7 +89,134 @@ class Settings(Limits):
     )
     workers: int = Field(1, ge=1, description="How many inferences run at once.")
     queue_size: int = Field(64, ge=1, description="How many may wait; the next one gets 503 with Retry-After.")
+    inference_timeout: float = Field(
+        3600.0,
+        gt=0,
+        validation_alias=_also("inference_timeout", "INFERENCE_TIMEOUT"),
+        description="Seconds that one answer may take; then its request gets 504, and a model in a child process is ended.",
+    )
+    lease_timeout: float = Field(600.0, gt=0, description="Seconds that a request may wait for a model or for memory; then it gets 503.")
+    profile: Literal["auto", "kaggle_t4", "colab_t4", "colab_a100", "local_16gb", "local_24gb", "cpu_only"] = Field(
+        "auto", description="What kind of machine this is; found out by default. `docs/runtime.md` says what each stands for."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
+        "auto", description="Precision of the models that offer it; by default the best that fits the device."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|(cuda|rocm)(:\d+)?)$",
+        description="Where models run: `cpu`, `cuda` (also for ROCm), `cuda:1`, `mps`. A model that does not fit there runs on the processor.",
+    )
+    model_places: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Devices of single families of models, over the profile's: `nnunet=cpu,sam=cuda:1`."
+    )
+    memory_budget_bytes: int | None = Field(
+        None, gt=0, description="Memory that models may take on each GPU (without one, of the computer). Default: what is free, less the headroom."
+    )
+    memory_headroom_bytes: int | None = Field(
+        None, ge=0, description="Memory that models leave alone. Default: a twentieth of a GPU, a tenth of the computer, within reason."
+    )
+    slice_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        validation_alias=_also("slice_batch_size", "BP_SLICE_BATCH_SIZE", "BP_SLICE_BATCH"),
+        description="Slices that are computed at once, where a request does not say. Default: by the GPU's free memory, 1 to 8.",
+    )
+    onnx_engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+        "auto", description="What runs ONNX files on the processor: by default OpenVINO where it is installed."
+    )
+    onnx_providers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias=_also("onnx_providers", "ONNX_PROVIDERS"),
+        description="ONNX Runtime's execution providers to ask for, in order, as a JSON list or with commas; those that are not there are left out.",
+    )
+    gpu_memory_limit: int | None = Field(
+        None,
+        gt=0,
+        validation_alias=_also("gpu_memory_limit", "GPU_MEMORY_LIMIT"),
+        description="Most bytes that ONNX Runtime's memory arena may hold on a GPU. Default: the memory budget.",
+    )
     decoders: int = Field(1, ge=0, description="Decoder processes kept ready for compressed pixels.")
+    models_path: Path | None = Field(
+        None,
+        validation_alias=_also("models_path", "MODELS_PATH"),
+        description="Folder of further models, one folder each, beside those in the home folder's `models`: an ONNX network with its "
+        "`config.json`, an nnU-Net folder, a transformers folder.",
+    )
+    default_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Which model answers where a request names none: `task=model`, e.g. `interactive=geodesic,text=tissue`."
+    )
+    biomedparse_checkpoint: Path | None = Field(
+        None,
+        validation_alias=_also("biomedparse_checkpoint", "BP3D_CKPT"),
+        description="BiomedParse's weights; set alone, it chooses BiomedParse for words.",
+    )
+    biomedparse_code: Path | None = Field(
+        None,
+        validation_alias=_also("biomedparse_code", "BP3D_CODE"),
+        description="The folder of BiomedParse's repository (branch v2). Default: looked for around its weights.",
+    )
+    biomedparse_timeout: float = Field(
+        600.0,
+        gt=0,
+        validation_alias=_also("biomedparse_timeout", "BP3D_TIMEOUT"),
+        description="Seconds of silence after which BiomedParse's process is killed.",
+    )
+    pull: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models of the catalog that are fetched before the port opens, where they are not installed yet."
+    )
+    accept_license: bool = Field(False, description="Agree to licences that forbid commercial use, for the models that `pull` names.")
+    database_url: str | None = Field(
+        None,
+        validation_alias=_also("database_url", "DATABASE_URL"),
+        description="Where records lie: `postgresql://user:password@host/name` or `sqlite:///path`. Default: `isocenter.db` in the home folder.",
+    )
+    postgres_server: str | None = Field(
+        None, validation_alias=_also("postgres_server", "POSTGRES_SERVER"), description="PostgreSQL's host, where `DATABASE_URL` is not set."
+    )
+    postgres_port: int = Field(5432, validation_alias=_also("postgres_port", "POSTGRES_PORT"), description="PostgreSQL's port.")
+    postgres_user: str = Field("postgres", validation_alias=_also("postgres_user", "POSTGRES_USER"), description="PostgreSQL's user.")
+    postgres_password: str = Field("", validation_alias=_also("postgres_password", "POSTGRES_PASSWORD"), description="PostgreSQL's password.")
+    postgres_db: str = Field("isocenter", validation_alias=_also("postgres_db", "POSTGRES_DB"), description="PostgreSQL's database.")
+    redis_url: str | None = Field(
+        None,
+        validation_alias=_also("redis_url", "REDIS_URL", "CELERY_BROKER_URL"),
+        description="Celery's broker, such as `redis://host:6379/0`. Without it, workers look into the database themselves.",
+    )
+    minio_endpoint: str | None = Field(
+        None,
+        validation_alias=_also("minio_endpoint", "MINIO_ENDPOINT"),
+        description="An S3 server for uploads and results, `host:port` or a URL. Default: files in the home folder.",
+    )
+    minio_access_key: str = Field("", validation_alias=_also("minio_access_key", "MINIO_ACCESS_KEY"), description="Its access key.")
+    minio_secret_key: str = Field("", validation_alias=_also("minio_secret_key", "MINIO_SECRET_KEY"), description="Its secret key.")
+    minio_secure: bool = Field(False, validation_alias=_also("minio_secure", "MINIO_SECURE"), description="Speak HTTPS to it.")
+    minio_bucket_name: str = Field("user-files", validation_alias=_also("minio_bucket_name", "MINIO_BUCKET_NAME"), description="Its bucket.")
+    minio_region: str = Field("us-east-1", validation_alias=_also("minio_region", "MINIO_REGION"), description="Its region, part of each signature.")
+    minio_public_endpoint: str | None = Field(
+        None,
+        validation_alias=_also("minio_public_endpoint", "MINIO_PUBLIC_ENDPOINT"),
+        description="The S3 server's address as clients see it. When set, downloads are redirected there, signed for an hour.",
+    )
+    job_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Jobs at once: of a server that works on them itself (1; 0 for none; none with a broker), of a worker (2; on a GPU 1).",
+    )
+    job_lease: float = Field(60.0, ge=0.2, description="Seconds after its worker's last sign of life that a job is given to another.")
+    job_attempts: int = Field(3, ge=1, description="How often a job is tried whose worker dies or runs out of memory.")
+    job_timeout: float = Field(
+        3600.0, gt=0, validation_alias=_also("job_timeout", "INFERENCE_TIMEOUT"), description="Seconds that one attempt at a job may take."
+    )
+    job_same_within: float = Field(60.0, ge=0, description="Seconds within which an equal submission is the same job: a client that tries again.")
+    job_gpu_reserve: int = Field(1, ge=0, description="Waiting jobs that are left to each GPU worker that is there; processors take the rest.")
+    job_drain: float = Field(
+        25.0, ge=0, description="Seconds that a running job may still take when the server is told to stop; it then starts anew."
+    )
+    webhook_url: str | None = Field(None, description="Where the end of every job is told, by a signed POST.")
+    webhook_secret: str = Field("", description="The key of the webhook's signature (HMAC-SHA256).")
+    min_free_bytes: int = Field(256 * MIB, ge=0, description="Free space under which the server calls itself not ready.")
     text_models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Text models beside those in the home folder's `models`: `name=folder`, or `name=package` for one inside a Python package."
     )
@@ -128,13 +260,41 @@ class Settings(Limits):
     )
     text_wait: float = Field(1.0, ge=0, description="Seconds that a request for texts may wait for its first batch before it gets 503.")
 
-    @field_validator("ports", "open_faces", "cors_origins", "allowed_hosts", "text_models", mode="before")
+    @field_validator("ports", "open_faces", "cors_origins", "allowed_hosts", "text_models", "default_models", "pull", "model_places", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Lists are written with commas in the environment; a single number is a list of one."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return (value,) if isinstance(value, int) else value
+
+    @field_validator("onnx_providers", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A JSON list, as the documents write it, or names with commas."""
+        if isinstance(value, str):
+            parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+            return tuple(str(part).strip() for part in parts if str(part).strip())
+        return value
+
+    @property
+    def effective_onnx_providers(self) -> list[str]:
+        """ONNX Runtime's providers in use: those asked for that are there, in their order, the processor's when there is none.
+
+        Asking is logged once, in the three lines that operators look for.
+        """
+        # By its name, when somebody asks: this layer knows no library for inference, and importing settings loads none.
+        found: list[str] = import_module("isocenter.runtime.providers").announce(self.onnx_providers)
+        return found
+
+    @field_validator("idle_exit", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        """`4h`, `30m` and `90s` in seconds."""
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+        if isinstance(value, str) and value[-1:] in units:
+            return float(value[:-1]) * units[value[-1]]
+        return value
 
     @field_validator("home")
     @classmethod

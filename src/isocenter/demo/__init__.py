@@ -2,7 +2,7 @@
 
 A server is started as a child process and used as any client would: words over BiomedParse's protocol, clicks over MONAI
 Label's. What comes back is compared with the truth, written as files, drawn, and the lines to do the same by hand are
-printed.
+printed. A second patient, five visits with two lesions under treatment, is followed from scan to report.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def run(*, source: Path | None, folder: Path, port: int, stay: bool) -> None:
         show.words(child.wire)
         show.clicks(child.wire)
         show.keep()
+        if source is None:
+            show.follow()
         show.by_hand(child.wire)
         if stay:
             console.print(f"\n[bold green]The server stays up at {child.wire.base}[/bold green] until you press Ctrl-C.")

@@ -171,6 +171,40 @@ class Show:
                 self._paragraph(str(self.folder / picture))
         self._paragraph(f"{self.folder}/ {', '.join(names)}")
 
+    def follow(self) -> None:
+        """A second patient over five visits, whose lesions' true volumes are known, to a report."""
+        from isocenter.demo.patient import SHAPE as SMALL
+        from isocenter.demo.patient import write_study
+        from isocenter.service import Service
+        from isocenter.trackservice import TrackOptions, track
+
+        self.heading("A patient over time")
+        place = self.folder / "patient"
+        with working("Making five visits of a patient under treatment"):
+            truths = write_study(place, shape=SMALL, masks=True)
+        service = Service(settings())
+        started = time.perf_counter()
+        try:
+            with working("Following two lesions from visit to visit"):
+                case = track(service, place, place / "report", options=TrackOptions(preprocessed=False))
+        finally:
+            service.close()
+        judged = {r.day: str(r.category) for r in case.responses["recist_1.1"]}
+        rows: list[tuple[str, ...]] = []
+        for truth in truths:
+            visit = next(v for v in case.visits if v.timepoint.day == truth.day)
+            lesions = case.at(visit.timepoint.timepoint_id)
+            volume = sum(lesion.volume_mm3 or 0 for lesion in lesions) / 1000
+            total = sum(lesion.longest_mm or 0 for lesion in lesions)
+            true = f"{sum(truth.volumes_mm3) / 1000:.1f} ml"
+            rows.append((f"day {truth.day:g}", f"{volume:.1f} ml", true, f"{total:.1f} mm", judged.get(truth.day, "baseline")))
+        self._table(("Visit", "Volume", "Truth", "Sum of diameters", "RECIST 1.1"), rows)
+        path = next(g.forecast for g in case.growth if g.track == "total")
+        if path is not None:
+            low, middle, high = (v[-1] / 1000 for v in (path.low_mm3, path.median_mm3, path.high_mm3))
+            self._paragraph(f"Forecast for day {path.days[-1]:g}: {middle:.1f} ml, between {low:.1f} and {high:.1f} ml ({100 * path.level:.0f} %)")
+        self._paragraph(f"{place / 'report' / 'report.html'}  the report, in {time.perf_counter() - started:.1f} s")
+
     def by_hand(self, wire: Wire) -> None:
         """The lines that do the same without this program."""
         self.heading("Do it yourself")
@@ -185,6 +219,7 @@ class Show:
             f"{curl} -F file=@{scan} -F 'params={params}' '{wire.base}/infer/segmentation?output=image' -o mask.nii.gz",
             f"isocenter segment -i {scan} -o out --text {word}",
             f"isocenter segment -i {scan} -o out --point {point}",
+            *([f"isocenter track {shlex.quote(str(self.folder / 'patient'))} -o report"] if self.truth else []),
         )
         for line in lines:
             self.console.print(f"   {line}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
 import structlog
@@ -12,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
-from isocenter.http import biomedparse, errors, monailabel, operations, text
+from isocenter.http import biomedparse, errors, idle, inference, jobs, monailabel, native, operations, studies, system, text
 from isocenter.http.context import Context
 from isocenter.http.guard import Guard
+from isocenter.http.idle import Idle, IdleClock
+from isocenter.http.jobdesk import JobDesk
 from isocenter.io import pixels
 from isocenter.service import Service
 from isocenter.textservice import TextService
@@ -29,17 +32,26 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = app.state.context = Context(Service(settings))
-        app.state.text = TextService(settings)
+        app.state.metrics.runtime.watch(context.service.runtime)
+        app.state.text = TextService(settings, reserve=context.service.runtime.reserve)
+        desk = app.state.jobs = await asyncio.to_thread(JobDesk, settings, context.service)
         log.info(f"Using Models: {list(monailabel.entries(context.service.models()))}")
         if settings.decoders:
             await context.read(lambda: pixels.start(settings.decoders, settings))
-        background = [asyncio.create_task(_warm(app)), asyncio.create_task(_sweep(context, settings.artifact_sweep))]
+        background = [
+            asyncio.create_task(_warm(app)),
+            asyncio.create_task(_sweep(context, settings.artifact_sweep)),
+            asyncio.create_task(desk.tidy()),
+        ]
+        if settings.idle_exit is not None:
+            background.append(asyncio.create_task(idle.watch(app.state.idle, settings.idle_exit, lambda: bool(desk.worker and desk.worker.busy))))
         try:
             yield
         finally:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.to_thread(desk.close)
             await asyncio.to_thread(context.close)
             await asyncio.to_thread(app.state.text.close)
             pixels.stop()
@@ -54,14 +66,22 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = operations.Metrics()
     errors.install(app)
+    # The texts' routes first: theirs are the smallest requests, and routes are looked through in this order.
+    app.include_router(text.router)
     app.include_router(operations.router)
+    app.include_router(system.router)
+    app.include_router(native.router)
     app.include_router(biomedparse.router)
     app.include_router(biomedparse.files)
     app.include_router(monailabel.router)
-    app.include_router(text.router)
+    app.include_router(jobs.router)
+    app.include_router(studies.router)
+    app.include_router(inference.router)
     app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)
     app.include_router(monailabel.router, prefix="/monai", include_in_schema=False)
     operations.mount_docs(app)
+    clock = app.state.idle = IdleClock()
+    app.add_middleware(Idle, clock=clock)
     # Added last means asked first: CORS answers preflights, the guard refuses strangers, then the request is measured.
     app.add_middleware(operations.Measure, metrics=app.state.metrics)
     app.add_middleware(Guard, settings=settings)
@@ -71,15 +91,16 @@ def create_app(settings: Settings) -> FastAPI:
         allow_origin_regex=LOCALHOST,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["Content-Disposition"],
+        expose_headers=["Content-Disposition", *(f"X-Isocenter-{name}" for name in ("Model", "Version", "Weights", "Provenance"))],
     )
     return app
 
 
 async def _warm(app: FastAPI) -> None:
-    """Compile (or load) the kernels, then say that the server is ready."""
+    """Compile (or load) the kernels, look at the devices, then say that the server is ready."""
     context: Context = app.state.context
-    await context.infer(context.service.warm)
+    await asyncio.to_thread(context.service.runtime.announce)
+    await context.infer(context.service.warm, seconds=math.inf)
     await asyncio.to_thread(app.state.text.warm)
     app.state.ready = True
     log.info("ready")

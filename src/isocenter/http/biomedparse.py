@@ -32,7 +32,10 @@ SliceBatch = Annotated[int | None, Query(ge=1, le=1024, description="Slices per 
 Modality = Annotated[str | None, Query(max_length=16, description="DICOM modality of an input that does not say, such as `CT`.")]
 Window = Annotated[str | None, Query(max_length=32, description="`W/L` in HU: what black to white of a picture stands for, with `modality=CT`.")]
 SeriesUid = Annotated[str | None, Query(max_length=64, description="Which DICOM series, where the archive holds several.")]
-Model = Annotated[str | None, Query(max_length=128, description="Model id; the default is the first that takes words.")]
+Model = Annotated[
+    str | None,
+    Query(max_length=128, description="Model id; the default is the first that takes words. One that takes none answers by the names of its labels."),
+]
 
 _BODY = {
     "requestBody": {
@@ -50,10 +53,11 @@ _BODY = {
 }
 
 
-@router.get("/health")
+@router.get("/health", response_model_exclude_none=True)
 async def health(here: Here) -> Health:
-    """Whether the service is up, and whether it computes on a GPU."""
-    return Health(status="healthy", gpu_available=any(d != "cpu" for d in here.service.runtime.devices))
+    """Whether the service is up, and whether it computes on a GPU; `degraded` when the model that was chosen for words cannot answer."""
+    problem = await here.read(here.service.problem)
+    return Health(status="degraded" if problem else "healthy", gpu_available=any(d != "cpu" for d in here.service.runtime.devices), problem=problem)
 
 
 @router.post("/predict-2d", openapi_extra=_BODY)
@@ -98,7 +102,8 @@ async def predict_3d_nifti(
         file, words = _inputs(form, prompts)
         if file.suffix not in (".nii", ".nii.gz"):
             raise HTTPException(400, "Expected a NIfTI file (.nii or .nii.gz)")
-        return await _predict_3d(here, file, words, threshold, return_heatmap, "3D NIfTI inference failed", modality=modality, model=model)
+        failure, batch = "3D NIfTI inference failed", slice_batch_size or 0
+        return await _predict_3d(here, file, words, threshold, return_heatmap, failure, modality=modality, model=model, batch=batch)
 
 
 @router.post("/predict-3d-dicom", openapi_extra=_BODY)
@@ -118,8 +123,9 @@ async def predict_3d_dicom(
         file, words = _inputs(form, prompts)
         if file.suffix != ".zip":
             raise HTTPException(400, "Expected a ZIP containing a DICOM series (with or without DICOMDIR)")
+        failure, batch = "3D DICOM inference failed", slice_batch_size or 0
         return await _predict_3d(
-            here, file, words, threshold, return_heatmap, "3D DICOM inference failed", modality=modality, series_uid=series_uid, model=model
+            here, file, words, threshold, return_heatmap, failure, modality=modality, series_uid=series_uid, model=model, batch=batch
         )
 
 
@@ -164,10 +170,19 @@ async def _run(here: Context, work: Any, failure: str) -> Any:
 
 
 async def _predict_3d(
-    here: Context, upload: Upload, words: list[str], threshold: float, heatmap: bool, failure: str, *, model: str | None, **how: str | None
+    here: Context,
+    upload: Upload,
+    words: list[str],
+    threshold: float,
+    heatmap: bool,
+    failure: str,
+    *,
+    model: str | None,
+    batch: int,
+    **how: str | None,
 ) -> Answer3D:
     volume: Volume = await here.read(lambda: here.service.open(upload, **how))
-    found: Found = await _run(here, lambda: here.service.find(volume, words, threshold=threshold, model=model), failure)
+    found: Found = await _run(here, lambda: here.service.find(volume, words, threshold=threshold, model=model, batch=batch), failure)
     results = await here.read(lambda: [_result_3d(here, f, found, volume, heatmap) for f in found.findings])
     return Answer3D(status="success", results=results)
 
@@ -187,6 +202,8 @@ def _result_2d(finding: Finding, found: Found, heatmap: bool) -> Result2D:
         mask=base64.b64encode(picture.png(finding.mask[0] * 255)).decode(),
         heatmap=base64.b64encode(picture.png(finding.probability[0])).decode() if heatmap else None,
         model=found.provenance.model,
+        version=found.provenance.version,
+        weights_sha256=found.provenance.weights_sha256,
         notes=list(found.provenance.notes),
     )
 
@@ -213,5 +230,7 @@ def _result_3d(here: Context, finding: Finding, found: Found, volume: Volume, he
         spacing=list(volume.spacing_zyx),
         series_uid=volume.source.series_uid,
         model=found.provenance.model,
+        version=found.provenance.version,
+        weights_sha256=found.provenance.weights_sha256,
         notes=list(found.provenance.notes),
     )

@@ -6,10 +6,11 @@ from pydantic import BaseModel
 
 
 class Health(BaseModel):
-    """State of the service."""
+    """State of the service. problem: why the model that was chosen for words cannot answer, where it cannot."""
 
     status: str
     gpu_available: bool
+    problem: str | None = None
 
 
 class Result2D(BaseModel):
@@ -23,6 +24,8 @@ class Result2D(BaseModel):
     mask: str
     heatmap: str | None
     model: str
+    version: str
+    weights_sha256: str | None
     notes: list[str]
 
 
@@ -42,6 +45,8 @@ class Result3D(BaseModel):
     spacing: list[float]
     series_uid: str | None
     model: str
+    version: str
+    weights_sha256: str | None
     notes: list[str]
 
 

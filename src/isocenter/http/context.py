@@ -6,13 +6,17 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, TypeVar
+from contextvars import ContextVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from isocenter.core.errors import CancelledError
 from isocenter.service import Service
 
 T = TypeVar("T")
+#: The request that a task answers; None for the server's own work.
+_ASKED: ContextVar[Request | None] = ContextVar("asked", default=None)
 
 
 class Context:
@@ -26,10 +30,26 @@ class Context:
         """Run decoding or encoding off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._reading, work)
 
-    async def infer(self, work: Callable[[], T]) -> T:
-        """Run inference in the runtime's queue; a caller that goes away takes waiting work out of it."""
-        future = self.service.runtime.submit(work)
-        return await asyncio.wrap_future(future)
+    async def infer(self, work: Callable[[], T], *, seconds: float | None = None) -> T:
+        """Run inference in the runtime's queue. A client that goes away takes waiting work out of it and ends running work at its next step.
+
+        seconds: its own time limit in place of the setting's, infinite for none.
+        """
+        job = self.service.runtime.submit(work, seconds=seconds)
+        request = _ASKED.get()
+        if request is None:
+            return await asyncio.wrap_future(job)
+        answer: asyncio.Future[Any] = asyncio.wrap_future(job)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise CancelledError("the client closed the connection")
+            result: T = answer.result()
+            return result
+        finally:
+            gone.cancel()
+            answer.cancel()  # nothing happens when it is done
 
     def close(self) -> None:
         """Stop the threads."""
@@ -37,7 +57,15 @@ class Context:
         self.service.close()
 
 
-def _context(request: Request) -> Context:
+async def _gone(request: Request) -> None:
+    """Ends when the client has left; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# Not a plain function, which the framework would send to a thread at every request.
+async def _context(request: Request) -> Context:
+    _ASKED.set(request)
     context: Context = request.app.state.context
     return context
 

@@ -22,8 +22,11 @@ STATUS: dict[type[errors.IsocenterError], int] = {
     errors.UnknownModelError: 404,
     errors.ModelError: 503,
     errors.BusyError: 503,
+    errors.StoreError: 503,
+    errors.ConflictError: 409,
     errors.MemoryLimitError: 507,
     errors.CancelledError: 499,
+    errors.DeadlineError: 504,
     errors.IsocenterError: 500,
 }
 
@@ -35,7 +38,7 @@ def status_of(error: errors.IsocenterError) -> int:
 
 def answer(error: errors.IsocenterError) -> JSONResponse:
     """The response for an error."""
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, errors.BusyError) else None
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, errors.BusyError | errors.StoreError) else None
     return JSONResponse({"detail": error.message}, status_of(error), headers)
 
 

@@ -14,6 +14,9 @@ from isocenter.core.settings import Settings
 #: Open even when a key is set: what load balancers and clients ask before they can know of a key.
 OPEN_PATHS = {"/", "/monai", "/monai/", "/healthz", "/readyz", "/health", "/api/biomedparse/v1/health"}
 OPEN_PREFIXES = ("/auth/", "/monai/auth/", "/ui/")
+#: The inference service's own: its login, and its health. Its clients look for 403 where a token is wrong.
+OPEN_PATHS |= {"/api/v1/login/access-token", "/api/v1/utils/health-check/", "/api/v1/inference/health", "/api/v1/dicom/health"}
+TOKEN_PREFIXES = ("/api/v1/dicom/", "/api/v1/inference/")
 #: Paths of the faces that `open_faces` can let keyless clients into.
 FACES = {
     "biomedparse": ("/api/biomedparse/", "/files/"),
@@ -62,6 +65,8 @@ class Guard:
                 given = given or value[7:].strip()
         if hmac.compare_digest(given, self._key):
             return None
+        if given and path.startswith(TOKEN_PREFIXES):
+            return JSONResponse({"detail": "Could not validate credentials"}, 403)
         return JSONResponse({"detail": "Unauthorized"}, 401, {"WWW-Authenticate": "Bearer"})
 
 

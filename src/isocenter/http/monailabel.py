@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from isocenter.core.errors import UsageError
 from isocenter.core.model import ModelSpec, Task
 from isocenter.core.provenance import RESEARCH_USE
-from isocenter.http import monai_clicks, monai_scribbles
+from isocenter.http import monai_auto, monai_clicks, monai_scribbles
 from isocenter.http import monai_params as wire
 from isocenter.http.body import read_form
 from isocenter.http.context import Here, owner_of
@@ -75,6 +75,8 @@ def _entries(spec: ModelSpec, specs: list[ModelSpec]) -> list[tuple[str, dict[st
     if spec.task is Task.SCRIBBLES:
         config = {**spec.options, "device": list(spec.devices)}
         return [(spec.id, {"type": "scribbles", "labels": {"region": 1}, "dimension": 3, "description": spec.description, "config": config})]
+    if spec.task is Task.SEGMENT:
+        return [(spec.id, monai_auto.entry(spec))]
     if spec.task is Task.INTERACTIVE and not any(s.task is Task.INTERACTIVE for s in specs[: specs.index(spec)]):
         names = [label.name for s in specs if s.task is Task.TEXT for label in s.labels]
         engines = ", ".join(s.id for s in specs if s.task in (Task.INTERACTIVE, Task.TEXT))
@@ -110,9 +112,11 @@ async def infer(
             return JSONResponse({})
         if file is None:
             raise _no_image(image, session_id)
-        scribbles = next((s for s in here.service.models() if s.id == model and s.task is Task.SCRIBBLES), None)
-        if scribbles is not None:
-            return await monai_scribbles.answer(here, scribbles, params, file, form, output)
+        named = next((s for s in here.service.models() if s.id == model), None)
+        if named is not None and named.task is Task.SCRIBBLES:
+            return await monai_scribbles.answer(here, named, params, file, form, output)
+        if named is not None and named.task is Task.SEGMENT:
+            return await monai_auto.answer(here, named, params, file, output)
         if model != "segmentation":
             raise HTTPException(404, f"no model '{model[:60]}' here; there are: {', '.join(entries(here.service.models()))}")
         if params.mode == "":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import time
 from importlib.resources import as_file, files
@@ -16,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.http.context import Here
+from isocenter.http.job_metrics import JobMetrics
+from isocenter.http.jobdesk import JobDesk
+from isocenter.http.system import RuntimeMetrics
 
 router = APIRouter(tags=["Operations"])
 VERSION = importlib.metadata.version("isocenter")
@@ -45,9 +49,14 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """Whether requests should be sent here: 503 until the kernels are compiled."""
-    ready = bool(getattr(request.app.state, "ready", False))
-    return JSONResponse({"status": "ready" if ready else "warming up"}, 200 if ready else 503)
+    """Whether requests should be sent here: 503 until the kernels are compiled, while draining, and where nothing can be stored."""
+    desk: JobDesk | None = getattr(request.app.state, "jobs", None)
+    status = "ready" if getattr(request.app.state, "ready", False) else "warming up"
+    if desk is not None and desk.draining:
+        status = "draining"
+    elif desk is not None and status == "ready" and not await asyncio.to_thread(desk.writable):
+        status = "the disk is full, or the database or the object store cannot be written to"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 class Metrics:
@@ -60,6 +69,8 @@ class Metrics:
         self.waiting = Gauge("isocenter_inference_waiting", "Inferences queued or running", registry=self.registry)
         self.volumes = Gauge("isocenter_volume_cache_bytes", "Memory held by decoded volumes", registry=self.registry)
         self.sessions = Gauge("isocenter_sessions", "Interactive sessions", registry=self.registry)
+        self.jobs = JobMetrics(self.registry)
+        self.runtime = RuntimeMetrics(self.registry)
 
 
 class Measure:
@@ -98,6 +109,9 @@ async def metrics(request: Request, here: Here) -> Response:
     counted.waiting.set(here.service.runtime.waiting)
     counted.volumes.set(here.service.volumes.nbytes)
     counted.sessions.set(len(here.service.sessions))
+    desk: JobDesk | None = getattr(request.app.state, "jobs", None)
+    if desk is not None:
+        await asyncio.to_thread(counted.jobs.read, desk)
     return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
 
 

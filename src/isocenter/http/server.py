@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from isocenter.core.errors import UsageError
 from isocenter.core.settings import Settings
@@ -53,6 +58,30 @@ def listen(host: str, ports: Sequence[int]) -> list[socket.socket]:
     return sockets
 
 
+class _Draining(uvicorn.Server):
+    """Goes on answering, not ready any more, until its jobs have ended or their time is up; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+        self._asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        desk = getattr(self._app.state, "jobs", None)
+        if self._asked or desk is None or sig != signal.SIGTERM or not (desk.worker and desk.worker.busy):
+            super().handle_exit(sig, frame)
+            return
+        self._asked = desk.draining = True
+        log.info("draining")
+
+        def drain() -> None:
+            desk.drain()
+            super(_Draining, self).handle_exit(sig, None)
+
+        threading.Thread(target=drain, name="draining", daemon=True).start()
+
+
 def run(settings: Settings) -> None:
     """Serve until interrupted."""
     logs.configure(settings)
@@ -60,10 +89,11 @@ def run(settings: Settings) -> None:
     sockets = listen(settings.host, settings.ports)
     for sock in sockets:
         log.info(f"Listening on http://{settings.host}:{sock.getsockname()[1]}")
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none"
-    )
-    server = uvicorn.Server(config)
+    app = create_app(settings)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none")
+    server = _Draining(config, app)
+    # uvicorn raises the signal that ended it once more when all is done: to be stopped is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server.run(sockets=sockets)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from isocenter.analysis import report_metrics
-from isocenter.core.errors import CancelledError, LimitError, UsageError
+from isocenter.core.errors import BusyError, CancelledError, LimitError, UsageError
+from isocenter.http.mailbox import Mailbox, settle
 from isocenter.http.text_requests import EmbedRequest, OpenAiRequest, ReportRequest, ScoreRequest, check, described, invalid, read
 from isocenter.textservice import Embeddings, Job, Scores, TextService
 
@@ -24,7 +25,16 @@ T = TypeVar("T")
 UNEQUAL = "candidates and references must have equal length"
 
 
-def _service(request: Request) -> TextService:
+#: Characters of texts that are tokenised on the event loop itself: a fraction of a millisecond, less than a change of threads costs under load.
+SHORT = 2000
+#: Vectors that are written out on the event loop itself.
+FEW = 4
+#: Seconds after which a request's client is watched, so that work for one that left is dropped; most are answered sooner.
+WATCH = 0.05
+
+
+# Not a plain function, which the framework would send to a thread at every request.
+async def _service(request: Request) -> TextService:
     service: TextService = request.app.state.text
     return service
 
@@ -41,40 +51,79 @@ async def _thread(texts: TextService, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(texts.pool, work)
 
 
+async def _either(texts: TextService, here: bool, work: Callable[[], T]) -> T:
+    """Small work at once, anything longer in a thread."""
+    return work() if here else await _thread(texts, work)
+
+
 async def _loaded(future: Future[T]) -> T:
     # Shielded: others wait for the same load.
-    return await asyncio.shield(asyncio.wrap_future(future))
+    return future.result() if future.done() else await asyncio.shield(asyncio.wrap_future(future))
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has left; its body has been read."""
+def _short(items: Iterable[Any]) -> bool:
+    total = 0
+    for item in items:
+        total += len(item)
+        if total > SHORT:
+            return False
+    return True
+
+
+def _mailbox(request: Request) -> Mailbox:
+    state = request.app.state
+    if not hasattr(state, "mailbox"):
+        state.mailbox = Mailbox(asyncio.get_running_loop())
+    mailbox: Mailbox = state.mailbox
+    return mailbox
+
+
+async def _gone(request: Request, waiter: asyncio.Future[None]) -> None:
+    """Ends the wait when the client has left; its body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    settle(waiter)
 
 
-async def _answer(request: Request, texts: TextService, begin: Callable[[], Job[T]]) -> T:
-    """Begin a job and wait for it: 503 when nothing of it has begun in time, dropped when its client leaves."""
-    job = await _thread(texts, begin)
-    future: asyncio.Future[Any] = asyncio.wrap_future(job.ticket.future)
-    gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({future, gone}, timeout=texts.settings.text_wait, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done() and not gone.done():
+async def _answer(request: Request, texts: TextService, here: bool, begin: Callable[[], Job[T]]) -> T:
+    """Begin a job and wait for it: 503 when nothing of it has begun in time, dropped when its client leaves.
+
+    here: the job is small, so beginning and ending it needs no thread.
+    """
+    job = await _either(texts, here, begin)
+    future = job.ticket.future
+    waiter = _mailbox(request).waiter(future)
+    loop = asyncio.get_running_loop()
+    watching: list[asyncio.Task[None]] = []
+
+    def late() -> None:
+        try:
             texts.late(job)
-            await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done():
+        except BusyError as error:
+            settle(waiter, error)
+
+    timers = [
+        loop.call_later(WATCH, lambda: watching.append(loop.create_task(_gone(request, waiter)))),
+        loop.call_later(texts.settings.text_wait, late),
+    ]
+    try:
+        await waiter
+        if not future.done() or future.cancelled():
             raise CancelledError("the client closed the connection")
-        results = await future
-        return await _thread(texts, lambda: job.finish(results))
+        results = future.result()
+        return await _either(texts, here, lambda: job.finish(results))
     finally:
-        gone.cancel()
+        for timer in timers:
+            timer.cancel()
+        for task in watching:
+            task.cancel()
         texts.end(job)
 
 
 async def _embed(request: Request, texts: TextService, model: str, items: list[Any], **how: Any) -> tuple[str, Embeddings]:
     name, future = texts.embedder(model)
     encoder = await _loaded(future)
-    return name, await _answer(request, texts, lambda: texts.embed(name, encoder, items, **how))
+    return name, await _answer(request, texts, _short(items), lambda: texts.embed(name, encoder, items, **how))
 
 
 async def _score(request: Request, texts: TextService, asked: ScoreRequest) -> tuple[str, Scores]:
@@ -84,7 +133,7 @@ async def _score(request: Request, texts: TextService, asked: ScoreRequest) -> t
     def begin() -> Job[Scores]:
         return texts.score(name, encoder, asked.candidates, asked.references, idf=asked.idf, rescale=asked.rescale_with_baseline, language=asked.lang)
 
-    return name, await _answer(request, texts, begin)
+    return name, await _answer(request, texts, _short([*asked.candidates, *asked.references]), begin)
 
 
 @router.get("/health")
@@ -128,7 +177,7 @@ async def embed(request: Request, texts: Texts) -> Response:
         raise invalid("texts", "Field required", "missing")
     check(texts.settings, texts=asked.texts)
     name, found = await _embed(request, texts, asked.model or "", asked.texts, prompt=asked.prompt_name)
-    vectors = await _thread(texts, found.vectors.tolist)
+    vectors = await _either(texts, len(found.vectors) <= FEW, found.vectors.tolist)
     body = {"embeddings": vectors, "model": name, "dimensions": found.vectors.shape[1] if vectors else 0}
     return _json(body | ({"truncated": found.truncated} if found.truncated else {}))
 
@@ -164,7 +213,7 @@ async def openai_embeddings(request: Request, texts: Texts) -> Response:
             return [base64.b64encode(np.asarray(v, "<f4").tobytes()).decode() for v in vectors]
         return list(vectors.tolist())
 
-    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(await _thread(texts, encoded))]
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(await _either(texts, len(vectors) <= FEW, encoded))]
     usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
     return _json({"object": "list", "data": data, "model": name, "usage": usage})
 

@@ -39,15 +39,28 @@ def _fill(result: NDArray[np.generic], array: NDArray[np.generic], places: NDArr
             result[k] = fill
             result[k, whole.rows, whole.columns] = array[terms[0][0]]
             continue
-        # Values are counted from `fill` on, so what lies outside needs no care.
-        total[:] = float(fill)
-        for index, weight in terms:
+        # Values are counted from `fill` on, so that what lies outside of a slice is zero.
+        (index, weight), *others = terms
+        _set(total, near[index], weight)
+        for index, weight in others:
             placed = near[index]
             product = scratch[: placed.values.shape[0], : placed.values.shape[1]]
             np.multiply(placed.values, np.float32(weight), out=product)
             part = total[placed.rows, placed.columns]
             np.add(part, product, out=part)
-        result[k] = np.rint(total, out=total) if result.dtype.kind in "iu" else total
+        if result.dtype.kind in "iu":
+            np.rint(total, out=total)
+        np.add(total, np.float32(fill), out=result[k], casting="unsafe")
+
+
+def _set(total: NDArray[np.float32], placed: _Placed, weight: float) -> None:
+    """`total` is what this slice alone gives, zero around it; every voxel is written once."""
+    rows, columns = placed.rows, placed.columns
+    total[: rows.start] = 0
+    total[rows.stop :] = 0
+    total[rows, : columns.start] = 0
+    total[rows, columns.stop :] = 0
+    np.multiply(placed.values, np.float32(weight), out=total[rows, columns])
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,9 @@ def _placed(image: NDArray[np.generic], corner: NDArray[np.float64], fill: np.ge
     rest = np.maximum(corner - whole, 0)
     shifted = [axis for axis in (0, 1) if rest[axis] >= _NEAR]
     for axis in shifted:
-        longer = np.zeros(tuple(n + (a == axis) for a, n in enumerate(values.shape)), np.float32)
+        longer = np.empty(tuple(n + (a == axis) for a, n in enumerate(values.shape)), np.float32)
         first, last = (longer[:-1], longer[1:]) if axis == 0 else (longer[:, :-1], longer[:, 1:])
+        longer[(-1,) if axis == 0 else (slice(None), -1)] = 0
         np.multiply(values, np.float32(1 - rest[axis]), out=first)
         np.multiply(values, np.float32(rest[axis]), out=values)
         np.add(last, values, out=last)

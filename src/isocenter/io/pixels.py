@@ -104,12 +104,12 @@ class _Worker:
             )
         socket.send_fds(ours, [b"\0"], [self.shared.fileno()])
 
-    def send(self, indices: list[int], frames: Sequence[Frame], limits: Limits) -> None:
-        """Hand over the frames with these indices; all have one form."""
+    def send(self, indices: list[int], frames: Sequence[Frame], limits: Limits, *, alone: bool) -> None:
+        """Hand over the frames with these indices; all have one form. alone: no other decoder works on this input."""
         form = frames[indices[0]].form
         self.shared.truncate(max(form.nbytes * len(indices), 1))
         data = [frames[i].read() for i in indices]
-        request = {**asdict(form), "stride": form.nbytes, "seconds": limits.decode_seconds, "frames": [len(d) for d in data]}
+        request = {**asdict(form), "stride": form.nbytes, "seconds": limits.decode_seconds, "alone": alone, "frames": [len(d) for d in data]}
         self.pending, self.form, self.answers = indices, form, b""
         self.deadline = time.monotonic() + limits.decode_seconds
         self.link.settimeout(limits.decode_seconds)
@@ -249,10 +249,11 @@ def decode(frames: Sequence[Frame], limits: Limits) -> Generator[tuple[int, NDAr
     """
     batches = _batches(frames)
     workers = _POOL.take(len(batches), limits)
+    alone = len(workers) == 1
     try:
         with selectors.DefaultSelector() as selector:
             for worker in workers[: len(batches)]:
-                worker.send(batches.pop(), frames, limits)
+                worker.send(batches.pop(), frames, limits, alone=alone)
                 selector.register(worker.link, selectors.EVENT_READ, worker)
             while selector.get_map():
                 now = time.monotonic()
@@ -265,7 +266,7 @@ def decode(frames: Sequence[Frame], limits: Limits) -> Generator[tuple[int, NDAr
                         continue
                     yield from worker.results()
                     if batches:
-                        worker.send(batches.pop(), frames, limits)
+                        worker.send(batches.pop(), frames, limits, alone=alone)
                     else:
                         selector.unregister(worker.link)
     except TimeoutError:

@@ -12,7 +12,7 @@ _COMPILE = """
 from isocenter.core.model import ModelContext
 from isocenter.models import registry
 for spec in registry.specs().values():
-    if not spec.weights_bytes:
+    if not spec.weights_bytes and spec.weights is None:
         registry.create(spec).load(ModelContext())
 """
 

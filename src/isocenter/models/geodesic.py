@@ -54,4 +54,4 @@ class Geodesic:
 
 def warm() -> None:
     """Compile every kernel, or load it from the cache: once per process, callable from any thread."""
-    from isocenter.models._geodesic import kernels  # noqa: F401  explicit signatures: importing compiles
+    from isocenter.models._geodesic import kernels, voxel_kernels  # noqa: F401  explicit signatures: importing compiles

@@ -70,25 +70,20 @@ class Installed:
     names: tuple[str, ...]
 
 
-def installed(home: Path, extra: Sequence[str] = ()) -> list[Installed]:
-    """The text models there are: folders below `home`/models, and `name=folder` or `name=package` entries."""
-    found = []
-    base = home / "models"
-    if base.is_dir():
-        for folder in sorted(base.iterdir()):
-            if (folder / "config.json").is_file() and (folder / "config.json").stat().st_size < 1 << 20 and _is_text(folder):
-                found.append(_entry(folder.name.replace("--", "/", 1), folder))
+def installed(home: Path, extra: Sequence[str] = (), models_path: Path | None = None) -> list[Installed]:
+    """The text models there are: folders below `home`/models and `models_path`, and `name=folder` or `name=package` entries."""
+    from isocenter.models._catalog import found as folders
+    from isocenter.models.registry import places
+
+    # The home folder's come first: a name that is there twice is its.
+    bases = reversed(places(home, models_path))
+    found = [_entry(f.id, f.path) for base in bases for f in folders.folders(base) if f.family == folders.TEXT]
     for entry in extra:
         name, _, place = entry.partition("=")
         where = Path(place).expanduser() if "/" in place or "\\" in place else _package(place)
         if where is not None and (where / "config.json").is_file():
             found.append(_entry(name, where))
     return found
-
-
-def _is_text(folder: Path) -> bool:
-    """Other models lie in the same place; a text model has a tokenizer."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "merges.txt"))
 
 
 def _entry(name: str, folder: Path) -> Installed:
@@ -113,17 +108,27 @@ def choose(models: Sequence[Installed], name: str, *, expected: bool) -> Install
         if name in model.names:
             return model
     if expected or not models:
+        from isocenter.models import catalog
         from isocenter.models._text.bertscore import LAYERS
 
         # BERTScore's models without a publisher have none on the hub either.
         full = name if "/" in name or name in LAYERS else f"sentence-transformers/{name}"
         place = f"$ISOCENTER_HOME/models/{full.replace('/', '--')}"
-        raise ModelError(f"the text model '{name}' is not installed here; install it with: hf download {full} --local-dir {place}")
+        known = next((e for e in catalog.entries().values() if full == e.repository or name == e.id), None)
+        how = f"isocenter models pull {known.id}" if known else f"hf download {full} --local-dir {place}"
+        raise ModelError(f"the text model '{name}' is not installed here; install it with: {how}")
     raise UnknownModelError(f"no text model '{name}' is installed here; there are: {', '.join(m.name for m in models)}")
 
 
-def _give_back() -> None:
-    """Have the C library return what building the graph took: it would keep it, some 50 MB for MiniLM."""
+def depth(model: Installed) -> int:
+    """How many layers a model has."""
+    from isocenter.models._text import folder
+
+    return folder.read(model.folder).layers
+
+
+def give_back() -> None:
+    """Have the C library return freed memory: it would keep what building a graph took, some 50 MB for MiniLM, and what large requests took."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc has this
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -148,7 +153,7 @@ class TextEncoder:
         if self._layers is not None and not 1 <= self._layers <= self.recipe.layers:
             raise UsageError(f"num_layers must lie between 1 and {self.recipe.layers} for this model, not {self._layers}")
         self._engine = engine.make(self._engine_name, self._folder, self.recipe.config, self._layers or self.recipe.layers, context)
-        _give_back()
+        give_back()
 
     @property
     def engine(self) -> str:
@@ -171,15 +176,25 @@ class TextEncoder:
 
     def cut(self, texts: Sequence[str], prompt: str | None = None) -> list[Cut]:
         """Tokens for embeddings. prompt: the name of one of the model's prompts; None for its default."""
-        recipe = self.recipe
-        if prompt is not None and prompt not in recipe.prompts:
-            raise UsageError(f"this model has no such prompt; it has: {', '.join(recipe.prompts) or 'none'}")
-        front = recipe.prompts[prompt] if prompt is not None else recipe.default_prompt
-        if front and not recipe.include_prompt:
-            raise ModelError("this model leaves its prompt out of the pooling, which is not supported")
+        recipe, front = self.recipe, self._front(prompt)
         # sentence-transformers strips texts as well.
         prepared = [(front + text).strip() for text in texts]
         return self.tokenizer.encode([t.lower() for t in prepared] if recipe.lower else prepared, recipe.max_tokens)
+
+    def left_out(self, prompt: str | None = None) -> int:
+        """How many tokens at a text's start the pooling leaves out: those of the prompt, for models that were trained so."""
+        front = self._front(prompt)
+        if not front or self.recipe.include_prompt:
+            return 0
+        (cut,) = self.tokenizer.encode([front.lower() if self.recipe.lower else front], self.recipe.max_tokens)
+        # The end's special token is not the prompt's.
+        return len(cut.ids) - (cut.ids[-1:] == (self.tokenizer.sep,))
+
+    def _front(self, prompt: str | None) -> str:
+        recipe = self.recipe
+        if prompt is not None and prompt not in recipe.prompts:
+            raise UsageError(f"this model has no such prompt; it has: {', '.join(recipe.prompts) or 'none'}")
+        return recipe.prompts[prompt] if prompt is not None else recipe.default_prompt
 
     def cut_for_score(self, texts: Sequence[str]) -> list[Cut]:
         """Tokens for BERTScore: stripped, and for RoBERTa's tokenizer with a space in front, as the package does."""
@@ -198,11 +213,15 @@ class TextEncoder:
         front, back = ([i] if i is not None else [] for i in (tokenizer.cls, tokenizer.sep))
         return Cut((*front, *inner[:room], *back), len(inner) > room)
 
-    def embed(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> list[Any]:
-        """Pooled vectors (float32), one a row; not normalised yet: see `finished`."""
+    def embed(self, ids: NDArray[np.int64], mask: NDArray[np.int64], left_out: int = 0) -> list[Any]:
+        """Pooled vectors (float32), one a row, without its first `left_out` tokens; not normalised yet: see `finished`."""
         from isocenter.models._text.folder import pool
 
-        pooled = pool(self._ready().run(ids, mask), mask, self.recipe.pooling)
+        states = self._ready().run(ids, mask)
+        if left_out:
+            mask = mask.copy()
+            mask[:, :left_out] = 0
+        pooled = pool(states, mask, self.recipe.pooling)
         for dense in self.recipe.dense:
             pooled = dense(pooled)
         return list(pooled)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isocenter.core.errors import CancelledError, UnknownPromptError, UnsupportedError, UsageError
+from isocenter.core.errors import UnknownPromptError, UnsupportedError, UsageError
 from isocenter.core.geometry import axes_towards, reorient, restore
-from isocenter.core.model import Finding, ModelContext, ModelSpec, Task
+from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Run, Task
 from isocenter.core.terminology import label
 from isocenter.core.volume import Volume
 from isocenter.models._tissue.words import SYNONYMS, structure
@@ -45,18 +45,17 @@ class Tissue:
     """The model. May be used by several threads."""
 
     def __init__(self) -> None:
-        self._context = ModelContext()
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
         self._lock = Lock()
 
     def load(self, context: ModelContext) -> None:
-        self._context = context
+        """There is nothing to load."""
 
     def close(self) -> None:
         with self._lock:
             self._scenes.clear()
 
-    def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5) -> list[Finding]:
+    def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, run: Run = QUIET) -> list[Finding]:
         """One finding per prompt, on the volume's own voxels.
 
         The mask is where the probability, a multiple of 1/255, exceeds `threshold`. Raises `UnsupportedError` for
@@ -66,15 +65,15 @@ class Tissue:
         from isocenter.models._tissue.answer import render
         from isocenter.models._tissue.places import PLACES
 
-        scene = self._scene(volume)
+        scene = self._scene(volume, run)
         straight = reorient(volume.array, volume.grid)
         findings: list[Finding] = []
         done: dict[str, Finding] = {}
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
             if name not in done:
-                self._step(i / len(prompts), f"looking for {prompt}")
+                run.check(i / len(prompts), f"looking for {prompt}")
                 place = PLACES[name](scene)
-                straight_p = render(scene.working, place, straight, self._check)
+                straight_p = render(scene.working, place, straight, run.check)
                 probability = np.ascontiguousarray(restore(straight_p, volume.grid), np.uint8)
                 mask = (np.arange(256) / 255 > threshold).astype(np.uint8)[probability]
                 notes: tuple[str, ...] = ()
@@ -83,7 +82,7 @@ class Tissue:
                 done[name] = Finding(prompt, label(name), mask, probability, place.presence, notes)
             known = done[name]
             findings.append(Finding(prompt, known.label, known.mask, known.probability, known.presence, known.notes))
-        self._step(1.0, "done")
+        run.check(1.0, "done")
         return findings
 
     def _understood(self, volume: Volume, prompts: Sequence[str], threshold: float) -> list[str]:
@@ -105,7 +104,7 @@ class Tissue:
             )
         return [name for name in names if name is not None]
 
-    def _scene(self, volume: Volume) -> Scene:
+    def _scene(self, volume: Volume, run: Run) -> Scene:
         """The analysis of a volume, kept for the next prompt."""
         from isocenter.models._tissue.scene import Scene
 
@@ -114,17 +113,10 @@ class Tissue:
         if scene is None:
             axes, _ = axes_towards(volume.grid)
             z, y, x = (volume.spacing_zyx[axis] for axis in axes)
-            scene = Scene(reorient(volume.array, volume.grid), (z, y, x), lambda what: self._step(0.0, what))
+            scene = Scene(reorient(volume.array, volume.grid), (z, y, x), lambda what: run.check(0.0, what))
+        scene.step = lambda what: run.check(0.0, what)
         with self._lock:
             self._scenes[volume.key] = scene
             while len(self._scenes) > KEPT:
                 self._scenes.popitem(last=False)
         return scene
-
-    def _check(self) -> None:
-        if self._context.cancelled():
-            raise CancelledError("the search was cancelled")
-
-    def _step(self, fraction: float, message: str) -> None:
-        self._check()
-        self._context.progress(fraction, message)

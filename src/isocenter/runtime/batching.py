@@ -2,12 +2,14 @@
 
 A request is a `Ticket` with items (token sequences) for one engine. `slots` threads take batches: the ticket that was
 served least so far gives the longest of its texts, then all tickets fill the batch with texts of about that length up to
-a budget of tokens. No batch waits for company: while one runs, the next one's texts gather.
+a budget of tokens. While a batch runs, the next one's texts gather; a batch only waits for company (milliseconds) where
+the batches before had some, so that a client who is alone never waits.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -23,6 +25,10 @@ Tokens = tuple[int, ...]
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Sequence[Any]]
 #: A text may be this much shorter than the longest of its batch; beyond, its own batch costs less than the padding.
 _SHORTEST, _SLACK = 0.8, 4
+#: A batch waits for the crowd's share of a slot, but no longer than this part of what a batch took lately, and this many seconds.
+_PATIENCE, _LONGEST = 0.5, 0.05
+#: How fast a crowd is forgotten that does not come back, a batch.
+_FORGET = 0.9
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,14 @@ class _Item:
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's texts. future: its results, in the texts' order. done and total count different texts."""
+    """One request's texts. future: its results, in the texts' order. done and total count different texts.
+
+    keep: what is kept of the result at a position; called by the slot that computed it, so possibly by several at once.
+    """
 
     total: int
     results: list[Any]
+    keep: Callable[[int, Any], Any] | None = None
     future: Future[list[Any]] = field(default_factory=Future)
     done: int = 0
     served: int = 0  # tokens that were run for it; who has the least is next
@@ -74,6 +84,9 @@ class Batcher:
         self._tickets: list[Ticket] = []
         self._known: dict[tuple[Hashable, Tokens], _Item] = {}
         self._closed = False
+        self._crowd = 1.0  # most requests that were there at once, lately
+        self._seconds = 0.0  # what a batch takes, lately
+        self.busy = 0  # slots that compute; one also finishes a batch whose clients have left
         self.batches = 0  # how many have run: what the tests and metrics look at
         self._threads = [threading.Thread(target=self._work, name=f"texts-{i}", daemon=True) for i in range(slots)]
         for thread in self._threads:
@@ -91,9 +104,9 @@ class Batcher:
         with self._wake:
             return sum(t.started for t in self._tickets)
 
-    def submit(self, lane: Lane, texts: Sequence[Tokens]) -> Ticket:
-        """Queue texts. Raises `BusyError` when too many requests wait already."""
-        ticket = Ticket(len(set(texts)), [None] * len(texts))
+    def submit(self, lane: Lane, texts: Sequence[Tokens], keep: Callable[[int, Any], Any] | None = None) -> Ticket:
+        """Queue texts; keep: see `Ticket`. Raises `BusyError` when too many requests wait already."""
+        ticket = Ticket(len(set(texts)), [None] * len(texts), keep)
         if not texts:
             ticket.future.set_result([])
             return ticket
@@ -110,7 +123,7 @@ class Batcher:
                 ticket.started |= item.running
             ticket.queued = sorted(fresh, key=lambda i: len(i.ids))
             self._tickets.append(ticket)
-            self._wake.notify_all()
+            self._wake.notify()
         return ticket
 
     def drop(self, ticket: Ticket, *, unless_started: bool = False) -> bool:
@@ -156,10 +169,30 @@ class Batcher:
             with self._wake:
                 while not self._closed and not any(t.queued for t in self._tickets):
                     self._wake.wait()
+                self._gather()
                 if self._closed:
                     return
+                if not any(t.queued for t in self._tickets):
+                    continue  # another slot took all, or their clients left
                 batch = self._next()
+                self.busy += 1
+                if any(t.queued for t in self._tickets):
+                    self._wake.notify()  # what is left is for another slot
             self._run(batch)
+
+    def _gather(self) -> None:
+        """In a crowd, wait for company; holds the lock, and lets it go while it waits.
+
+        Requests come one by one. A slot that took the first of them would leave the others to the next batch.
+        """
+        until = time.monotonic() + min(_LONGEST, _PATIENCE * self._seconds)
+        while not self._closed and (left := until - time.monotonic()) > 0:
+            here = [t for t in self._tickets if t.queued]
+            lengths = [len(i.ids) for t in here for i in t.queued]
+            full = min(self._most, max(1, self._budget // max(lengths, default=1)))
+            if not lengths or len(lengths) >= full or len(here) >= int(self._crowd / self.slots):
+                return
+            self._wake.wait(left)
 
     def _next(self) -> list[_Item]:
         """The next batch; holds the lock."""
@@ -175,6 +208,7 @@ class Batcher:
                 item = ticket.queued.pop()
                 (batch if item.lane.key == first.lane.key and len(item.ids) <= longest else kept).append(item)
             ticket.queued.extend(reversed(kept))
+        self._crowd = max(len(self._tickets), _FORGET * self._crowd)
         for item in batch:
             item.running = True
             for owner, _ in item.waiting:
@@ -184,9 +218,10 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[_Item]) -> None:
-        lane = batch[0].lane
+        lane, started = batch[0].lane, time.monotonic()
         try:
             results = lane.run(*padded([i.ids for i in batch], lane.pad))
+            self._seconds += 0.2 * (time.monotonic() - started - self._seconds)
         except Exception as error:
             self._settle(batch, None, error)
         else:
@@ -194,21 +229,30 @@ class Batcher:
 
     def _settle(self, batch: list[_Item], results: Sequence[Any] | None, error: Exception | None) -> None:
         """Hand results out; a failure is that of the requests with a text in this batch, and of nobody else."""
-        finished: set[Ticket] = set()
         with self._wake:
-            for index, item in enumerate(batch):
+            for item in batch:
                 self._known.pop((item.lane.key, item.ids), None)
+        # Nobody joins these texts any more.
+        failed = {} if error is None else {ticket: error for item in batch for ticket, _ in item.waiting}
+        for item, result in zip(batch, results or (), strict=error is None):
+            for ticket, position in item.waiting:
+                try:
+                    ticket.results[position] = result if ticket.keep is None else ticket.keep(position, result)
+                except Exception as wrong:
+                    failed[ticket] = wrong
+        finished = set(failed)
+        with self._wake:
+            self.busy -= 1
+            for item in batch:
                 for ticket in {t for t, _ in item.waiting}:
                     ticket.done += 1
-                    if ticket.done == ticket.total or error is not None:
+                    if ticket.done == ticket.total:
                         finished.add(ticket)
-                for ticket, position in item.waiting:
-                    ticket.results[position] = None if results is None else results[index]
         for ticket in finished:
             if not self._forget(ticket) or not ticket.future.set_running_or_notify_cancel():
                 continue  # its caller left while the batch ran
-            if error is not None:
-                ticket.future.set_exception(error)
+            if ticket in failed:
+                ticket.future.set_exception(failed[ticket])
             else:
                 ticket.future.set_result(ticket.results)
 

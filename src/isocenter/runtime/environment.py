@@ -18,12 +18,19 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
+from isocenter.runtime import cgroups
+
 GIB = 1024**3
 #: Below these, the first realistic scan fails.
 _LEAST_MEMORY, _LITTLE_MEMORY = GIB, 4 * GIB
 _LEAST_DISK, _LITTLE_DISK = GIB // 4, 5 * GIB
 _NEEDED = ("numpy", "scipy", "numba", "SimpleITK", "nibabel", "pydicom", "highdicom", "onnxruntime", "fastapi", "uvicorn")
 _OPTIONAL = ("torch", "openvino", "nnunetv2", "transformers")
+
+
+def size(count: int) -> str:
+    """Bytes for people: "950 MiB", "21.4 GiB"."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 1024**2:.0f} MiB"
 
 
 class State(StrEnum):
@@ -73,10 +80,8 @@ def cores() -> Fact:
 def usable_cores() -> int:
     """Cores by affinity and by the container's quota, at least one."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _first_line(Path("/sys/fs/cgroup/cpu.max")).split()
-    if len(quota) == 2 and quota[0].isdigit():
-        count = min(count, max(1, round(int(quota[0]) / int(quota[1]))))
-    return count
+    quota = cgroups.cores()
+    return count if quota is None else min(count, max(1, round(quota)))
 
 
 def memory() -> Fact:
@@ -112,12 +117,7 @@ def _memory() -> tuple[int | None, int | None]:
 
 def memory_limit() -> int | None:
     """The container's memory limit in bytes, None without one."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _first_line(Path(path))
-        # Version 1 says "no limit" as a number near 2**63.
-        if text.isdigit() and int(text) < 1 << 60:
-            return int(text)
-    return None
+    return cgroups.memory_limit()
 
 
 def gpu() -> Fact:
@@ -214,11 +214,3 @@ def _answers(host: str, number: int) -> bool:
             return b'"ok"' in answer.read(100)
     except (OSError, ValueError, urllib.error.URLError):
         return False
-
-
-def _first_line(path: Path) -> str:
-    """First line of a small file, empty when there is none."""
-    try:
-        return path.read_text().split("\n", 1)[0].strip()
-    except OSError:
-        return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from isocenter.core.errors import NotFoundError
 
 _LETTERS = string.ascii_letters + string.digits
-_NAME = re.compile(r"[a-z]{1,16}_[A-Za-z0-9]{8}\.npz")
+_NAME = re.compile(r"[a-z]{1,16}_[A-Za-z0-9]{8}\.(npz|nii\.gz|nii|nrrd|seg\.nrrd|png|dcm)")
 
 
 class ArtifactStore:
@@ -22,10 +22,10 @@ class ArtifactStore:
         self._folder = folder
         self._ttl = ttl
 
-    def put(self, kind: str, data: bytes) -> str:
+    def put(self, kind: str, data: bytes, suffix: str = ".npz") -> str:
         """Keep `data`; returns its name. The file is complete before its name exists."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = f"{kind}_{''.join(secrets.choice(_LETTERS) for _ in range(8))}.npz"
+        name = f"{kind}_{''.join(secrets.choice(_LETTERS) for _ in range(8))}{suffix}"
         partial = self._folder / f".{name}.part"
         try:
             partial.write_bytes(data)

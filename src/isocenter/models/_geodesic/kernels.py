@@ -212,28 +212,35 @@ def nested_statistics(
     return out[:count]
 
 
-@kernel("f4[:,:,:](f4[:,:,:], f4[:])")
+@kernel("f4[:,:,::1](f4[:,:,::1], f4[:])", fastmath={"contract"})
 def smooth(values: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Separable (w, 1, w) / (1 + 2 w) smoothing, w per axis (z, y, x); edges repeat."""
     nz, ny, nx = values.shape
     a = values
+    b = np.empty_like(values)
+    c = np.empty_like(values)
     for axis in range(3):
         w = weights[axis]
         if w <= 0:
             continue
-        b = np.empty_like(a)
         norm = np.float32(1.0) / (np.float32(1.0) + np.float32(2.0) * w)
+        side = w * norm
         for z in range(nz):
             for y in range(ny):
-                for x in range(nx):
-                    if axis == 0:
-                        s = a[max(z - 1, 0), y, x] + a[min(z + 1, nz - 1), y, x]
-                    elif axis == 1:
-                        s = a[z, max(y - 1, 0), x] + a[z, min(y + 1, ny - 1), x]
-                    else:
-                        s = a[z, y, max(x - 1, 0)] + a[z, y, min(x + 1, nx - 1)]
-                    b[z, y, x] = (a[z, y, x] + w * s) * norm
-        a = b
+                here = a[z, y]
+                out = b[z, y]
+                if axis == 2:
+                    out[0] = norm * here[0] + side * (here[0] + here[min(1, nx - 1)])
+                    for x in range(1, nx - 1):
+                        out[x] = norm * here[x] + side * (here[x - 1] + here[x + 1])
+                    if nx > 1:
+                        out[nx - 1] = norm * here[nx - 1] + side * (here[nx - 2] + here[nx - 1])
+                else:
+                    before = a[max(z - 1, 0), y] if axis == 0 else a[z, max(y - 1, 0)]
+                    after = a[min(z + 1, nz - 1), y] if axis == 0 else a[z, min(y + 1, ny - 1)]
+                    for x in range(nx):
+                        out[x] = norm * here[x] + side * (before[x] + after[x])
+        a, b, c = b, c, b
     return a
 
 
@@ -254,75 +261,89 @@ def nearest(points: NDArray[np.int64], steps: NDArray[np.float32], nz: int, ny: 
     return out
 
 
-@kernel("f4[:](f4[:,:], f4[:], f4[:], f4[:,:], f4[:], f4[:,:], f4[:], f4[:])")
-def perceptron(
-    features: NDArray[np.float32],
-    mean: NDArray[np.float32],
-    scale: NDArray[np.float32],
-    w1: NDArray[np.float32],
-    b1: NDArray[np.float32],
-    w2: NDArray[np.float32],
-    b2: NDArray[np.float32],
-    w3: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Logit of each row (n, features): two hidden rectified layers; the last weight of `w3` is its bias."""
-    n, d = features.shape
-    h1 = w1.shape[1]
-    h2 = w2.shape[1]
-    out = np.empty(n, np.float32)
-    a = np.empty(h1, np.float32)
-    b = np.empty(h2, np.float32)
-    for i in range(n):
-        a[:] = b1
-        for j in range(d):
-            f = min(max((features[i, j] - mean[j]) / scale[j], np.float32(-4)), np.float32(4))
-            for k in range(h1):
-                a[k] += f * w1[j, k]
-        b[:] = b2
-        for j in range(h1):
-            if a[j] > 0:
-                for k in range(h2):
-                    b[k] += a[j] * w2[j, k]
-        total = w3[h2]
-        for k in range(h2):
-            if b[k] > 0:
-                total += b[k] * w3[k]
-        out[i] = total
-    return out
+@kernel("void(f4[:,:,::1], u1[:,:,::1], i8[:], i8[:], i8, u1[:,:,::1])")
+def enlarge(
+    logit: NDArray[np.float32], live: NDArray[np.uint8], stride: NDArray[np.int64], lo: NDArray[np.int64], sign: int, belief: NDArray[np.uint8]
+) -> None:
+    """Write the logits of working voxels, linearly interpolated, into the volume's belief, of which they begin at `lo`.
 
-
-@kernel("void(f4[:,:,:], u1[:,:,:], i8[:], u1[:,:,:])")
-def enlarge(logit: NDArray[np.float32], live: NDArray[np.uint8], stride: NDArray[np.int64], belief: NDArray[np.uint8]) -> None:
-    """Write logits (working voxels) into the full-resolution belief of the same box, linearly interpolated.
-
-    Only full-resolution voxels whose working voxel is live are written; scale and rounding as `window.to_belief`.
+    Only full-resolution voxels whose working voxel is live are written; scale and rounding as `window.to_belief`. sign: 1
+    leaves what is inside inside, -1 what is outside outside, 0 writes all.
     """
-    nz, ny, nx = belief.shape
     mz, my, mx = logit.shape
-    for z in range(nz):
-        cz = z // stride[0]
-        pz = min(max((z + 0.5) / stride[0] - 0.5, 0.0), mz - 1.0)
+    nz, ny, nx = belief.shape
+    scale = np.float32(127.0 / 6.0)
+    row = np.empty(mx, np.float32)
+    for z in range(lo[0], min(lo[0] + mz * stride[0], nz)):
+        cz = (z - lo[0]) // stride[0]
+        pz = min(max((z - lo[0] + 0.5) / stride[0] - 0.5, 0.0), mz - 1.0)
         z0 = int(pz)
         z1 = min(z0 + 1, mz - 1)
-        fz = pz - z0
-        for y in range(ny):
-            cy = y // stride[1]
-            py = min(max((y + 0.5) / stride[1] - 0.5, 0.0), my - 1.0)
+        fz = np.float32(pz - z0)
+        for y in range(lo[1], min(lo[1] + my * stride[1], ny)):
+            cy = (y - lo[1]) // stride[1]
+            c0 = 0
+            while c0 < mx and live[cz, cy, c0] == 0:
+                c0 += 1
+            if c0 == mx:
+                continue
+            c1 = mx
+            while live[cz, cy, c1 - 1] == 0:
+                c1 -= 1
+            py = min(max((y - lo[1] + 0.5) / stride[1] - 0.5, 0.0), my - 1.0)
             y0 = int(py)
             y1 = min(y0 + 1, my - 1)
-            fy = py - y0
-            for x in range(nx):
-                cx = x // stride[2]
-                if live[cz, cy, cx] == 0:
+            fy = np.float32(py - y0)
+            for c in range(max(c0 - 1, 0), min(c1 + 1, mx)):
+                a = logit[z0, y0, c] * (1 - fy) + logit[z0, y1, c] * fy
+                b = logit[z1, y0, c] * (1 - fy) + logit[z1, y1, c] * fy
+                row[c] = (a * (1 - fz) + b * fz) * scale
+            for c in range(c0, c1):
+                if live[cz, cy, c] == 0:
                     continue
-                px = min(max((x + 0.5) / stride[2] - 0.5, 0.0), mx - 1.0)
-                x0 = int(px)
-                x1 = min(x0 + 1, mx - 1)
-                fx = px - x0
-                a = (logit[z0, y0, x0] * (1 - fx) + logit[z0, y0, x1] * fx) * (1 - fy) + (logit[z0, y1, x0] * (1 - fx) + logit[z0, y1, x1] * fx) * fy
-                b = (logit[z1, y0, x0] * (1 - fx) + logit[z1, y0, x1] * fx) * (1 - fy) + (logit[z1, y1, x0] * (1 - fx) + logit[z1, y1, x1] * fx) * fy
-                value = np.ceil((a * (1 - fz) + b * fz) * (127.0 / 6.0)) + 127.0
-                belief[z, y, x] = np.uint8(min(max(value, 0.0), 255.0))
+                here, left, right = row[c], row[max(c - 1, 0)], row[min(c + 1, mx - 1)]
+                x0 = lo[2] + c * stride[2]
+                for x in range(x0, min(x0 + stride[2], nx)):
+                    f = np.float32((x - x0 + 0.5) / stride[2] - 0.5)
+                    mixed = here + f * (right - here) if f > 0 else here + f * (here - left)
+                    value = np.uint8(min(max(np.ceil(mixed) + np.float32(127.0), np.float32(0.0)), np.float32(255.0)))
+                    if sign > 0:
+                        value = max(value, min(belief[z, y, x], np.uint8(128)))
+                    elif sign < 0:
+                        value = min(value, max(belief[z, y, x], np.uint8(127)))
+                    belief[z, y, x] = value
+
+
+@kernel("i8[:](u1[:,:,::1], u1[:,:,::1], i8[:], i8[:])")
+def renew(belief: NDArray[np.uint8], mask: NDArray[np.uint8], lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bring the mask up to date with the belief in the box [lo, hi); returns the box (lo, hi) around what changed.
+
+    Rows that stay as they are are only read, so that they need no memory where nothing was ever written.
+    """
+    out = np.empty(6, np.int64)
+    out[:3] = hi
+    out[3:] = lo
+    for z in range(lo[0], hi[0]):
+        for y in range(lo[1], hi[1]):
+            moved = np.uint8(0)
+            for x in range(lo[2], hi[2]):
+                moved |= (belief[z, y, x] >> np.uint8(7)) ^ mask[z, y, x]
+            if moved == 0:
+                continue
+            first, last = hi[2], lo[2]
+            for x in range(lo[2], hi[2]):
+                value = belief[z, y, x] >> np.uint8(7)
+                if value != mask[z, y, x]:
+                    mask[z, y, x] = value
+                    first = min(first, x)
+                    last = x + 1
+            out[0] = min(out[0], z)
+            out[3] = z + 1
+            out[1] = min(out[1], y)
+            out[4] = max(out[4], y + 1)
+            out[2] = min(out[2], first)
+            out[5] = max(out[5], last)
+    return out
 
 
 @kernel("void(f4[:,::1], i8, i8, f4[:,::1])")

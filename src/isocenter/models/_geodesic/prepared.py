@@ -106,11 +106,12 @@ def _scale(array: NDArray[np.generic]) -> tuple[float, float, float]:
     """
     step = max(1, round((array.size / SAMPLES) ** (1 / 3))) if array.shape[0] > 1 else max(1, round((array.size / SAMPLES) ** 0.5))
     rows = array[:: min(step, array.shape[0]), ::step].astype(np.float32)
-    rows = rows.reshape(-1, array.shape[2])[:, : array.shape[2]]
+    rows = rows.reshape(-1, array.shape[2])
     if step > 1:
         left, right = rows[:, :-1:step], rows[:, 1::step]
     else:
         left, right = rows[:, :-1], rows[:, 1:]
+    rows = rows[:, ::step]
     finite = np.isfinite(rows)
     if not finite.any():
         return 0.0, 1.0, 1.0

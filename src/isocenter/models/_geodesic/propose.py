@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from isocenter.core.prompts import Box
 from isocenter.models._geodesic import kernels
-from isocenter.models._geodesic.prepared import Prepared
+from isocenter.models._geodesic.prepared import Index, Prepared
 from isocenter.models._geodesic.regions import Click, Family, families, score, vote
 from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, clear_cut, decide, study, tables
-from isocenter.models._geodesic.window import BOUND, F32, HALF, Anchor, Window, cut, make_box, to_belief, to_logit
+from isocenter.models._geodesic.window import BOUND, F32, HALF, Anchor, Window, cut, make_box, to_logit
 
-FIRST, LATER = 220_000, 300_000
+FIRST, LATER = 220_000, 200_000
 """Working voxels in a window, at most: for the first prompt, and for corrections."""
 CLEARLY = 3.0
 """A coarser look at a first prompt is believed when its best region scores higher than the finer one's by this much,
@@ -29,11 +29,26 @@ MARGIN = 5
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """New belief (uint8) inside a box, and the anchors to remember."""
+    """A change of the belief inside a box, and the anchors to remember.
+
+    belief: its new values there; or logit: those of working voxels (stride full-resolution voxels each) that begin at the
+    box's corner, of which the live ones are written, adding only (sign 1), taking away only (-1) or both (0).
+    """
 
     box: Box
-    belief: NDArray[np.uint8]
+    belief: NDArray[np.uint8] | None = None
     anchors: list[Anchor] = field(default_factory=list)
+    logit: F32 | None = None
+    live: NDArray[np.bool_] | None = None
+    stride: Index = (1, 1, 1)
+    sign: int = 0
+
+    def apply(self, belief: NDArray[np.uint8]) -> None:
+        """Write it into the belief of the volume."""
+        if self.belief is not None:
+            belief[self.box.slices] = self.belief
+        elif self.logit is not None and self.live is not None:
+            kernels.enlarge(self.logit, self.live.view(np.uint8), np.array(self.stride), np.array(self.box.lo), self.sign, belief)
 
 
 def from_voxels(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], voxels: NDArray[np.intp], positive: bool) -> Edit:
@@ -41,10 +56,10 @@ def from_voxels(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anc
     made = examine(prepared, belief, anchors, voxels, positive, tables())
     if made is None:
         box = make_box(voxels.min(axis=0), voxels.max(axis=0) + 1)
-        return Edit(box, belief[box.slices].copy(), [Anchor(voxels, positive)])
+        return Edit(box, anchors=[Anchor(voxels, positive)])
     table = tables()[made.click.kind]
     logit = decide(made, table)
-    return write(made, belief, voxels, clear_cut(made, table, logit) if made.click.first else logit)
+    return write(made, belief.shape, voxels, clear_cut(made, table, logit) if made.click.first else logit)
 
 
 def examine(
@@ -89,8 +104,8 @@ def views(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], 
     return out
 
 
-def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], logit: F32) -> Edit:
-    """Bring the decision on the live voxels (`logit`) to full resolution.
+def write(made: Study, shape: tuple[int, ...], voxels: NDArray[np.intp], logit: F32) -> Edit:
+    """Bring the decision on the live voxels (`logit`) to full resolution; shape: of the volume.
 
     A positive prompt only adds to the mask and a negative one only takes away, whatever the beliefs say: what earlier
     prompts won is never lost by the way. (It also gives the better masks.)
@@ -104,18 +119,24 @@ def write(made: Study, belief: NDArray[np.uint8], voxels: NDArray[np.intp], logi
     whole[made.live] = fresh
     changed = int(((whole > 0) != window.mask).sum())
     won = min(made.room, window.radius(max(changed, 1))) * window.unit
-    stride = np.array(window.prepared.levels[window.level].stride)
-    lo = np.array(window.lo) * stride
-    box = make_box(lo, np.minimum(lo + np.array(window.shape) * stride, belief.shape))
-    new = belief[box.slices].copy()
-    if window.level == 0:
-        new[made.live] = to_belief(whole[made.live])
-    else:
-        kernels.enlarge(whole, made.live.view(np.uint8), stride, new)
-        if not made.click.first:
-            old = belief[box.slices]
-            new = np.maximum(new, np.minimum(old, HALF)) if positive else np.minimum(new, np.maximum(old, HALF - 1))
-    return Edit(box, new, [Anchor(voxels, positive, won)])
+    part = _tight(made.live)
+    stride = window.prepared.levels[window.level].stride
+    lo = (np.array(window.lo) + [s.start for s in part]) * stride
+    hi = np.minimum((np.array(window.lo) + [s.stop for s in part]) * stride, shape)
+    sign = 0 if made.click.first or window.level == 0 else 1 if positive else -1
+    logit, live = np.ascontiguousarray(whole[part]), np.ascontiguousarray(made.live[part])
+    return Edit(make_box(lo, hi), None, [Anchor(voxels, positive, won)], logit, live, stride, sign)
+
+
+def _tight(live: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The smallest box around what is true, widened by a voxel to interpolate from; all, where nothing is."""
+    if not live.any():
+        return slice(None), slice(None), slice(None)
+    out = []
+    for axis in range(3):
+        where = np.flatnonzero(live.any(axis=tuple(a for a in range(3) if a != axis)))
+        out.append(slice(max(int(where[0]) - 1, 0), min(int(where[-1]) + 2, live.shape[axis])))
+    return out[0], out[1], out[2]
 
 
 def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], box: Box) -> Edit:
@@ -140,12 +161,12 @@ def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor
     outside[window.inner(make_box(open_lo, open_hi))] = False
     seeds = _core(window, middle, lo, hi, outside)
     if len(seeds) == 0:
-        return Edit(box, belief[box.slices].copy(), [])
+        return Edit(box)
     click = _click(window, anchors, seeds, True, not belief.any(), outside)
     made = study(click, anchors, tables()[click.kind])
     inside = made.live & ~outside
     made = replace(made, live=inside, features=made.features[inside[made.live]])
-    edit = write(made, belief, middle, decide(made, tables()[click.kind]))
+    edit = write(made, belief.shape, middle, decide(made, tables()[click.kind]))
     return replace(edit, anchors=[Anchor(middle, True, edit.anchors[0].radius, hold=False)])
 
 

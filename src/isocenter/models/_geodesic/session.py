@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from isocenter.core.errors import PromptError
 from isocenter.core.prompts import Box, MaskPrompt, Prompt, Text, check_inside, rasterise
-from isocenter.models._geodesic import propose
+from isocenter.models._geodesic import kernels, propose
 from isocenter.models._geodesic.prepared import Prepared
 from isocenter.models._geodesic.window import HALF, Anchor, make_box, to_logit
+
+_Old = tuple[Box, NDArray[np.uint8] | None]
+"""A box and the belief in it before it was written to; None: all zeros, and so everywhere."""
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What one `add` overwrote: the belief in a box (compressed), and how many anchors there were before."""
+    """What one `add` overwrote: the belief in a box (compressed; None: zeros), and how many anchors there were before."""
 
     box: Box
-    belief: bytes
+    belief: bytes | None
     anchors: int
 
 
@@ -36,11 +39,12 @@ class ClickSession:
         self.mask: NDArray[np.uint8] = np.zeros(shape, np.uint8)
         self._anchors: list[Anchor] = []
         self._changes: list[_Change] = []
+        self._blank = True  # nothing but zeros in the belief
 
     @property
     def nbytes(self) -> int:
         """Memory of mask and belief, if all of it were touched, and of what undo needs."""
-        return self.mask.nbytes + self._belief.nbytes + sum(len(c.belief) for c in self._changes)
+        return self.mask.nbytes + self._belief.nbytes + sum(len(c.belief or b"") for c in self._changes)
 
     def probability(self) -> NDArray[np.float32]:
         """(z, y, x), 0..1; above one half exactly inside the mask."""
@@ -56,7 +60,7 @@ class ClickSession:
         if any(isinstance(p, Text) for p in prompts):
             raise PromptError("geodesic takes points, boxes, scribbles, lassos and masks, not words")
         before = len(self._anchors)
-        written: list[tuple[Box, NDArray[np.uint8]]] = []
+        written: list[_Old] = []
         for prompt in prompts:
             if isinstance(prompt, MaskPrompt):
                 edit: propose.Edit | None = _whole(prompt, self._belief)
@@ -66,9 +70,8 @@ class ClickSession:
                 voxels = rasterise(prompt, self.mask.shape)
                 edit = propose.from_voxels(self._prepared, self._belief, self._anchors, voxels, prompt.positive)
             if edit is not None:
-                index = edit.box.slices
-                written.append((edit.box, self._belief[index].copy()))
-                self._belief[index] = edit.belief
+                written.append(self._old(edit.box))
+                edit.apply(self._belief)
                 self._anchors.extend(edit.anchors)
         written += self._hold()
         return self._record(written, before)
@@ -81,17 +84,23 @@ class ClickSession:
         del self._anchors[change.anchors :]
         index = change.box.slices
         block = self._belief[index]
-        block[...] = np.frombuffer(zlib.decompress(change.belief), np.uint8).reshape(block.shape)
+        block[...] = 0 if change.belief is None else np.frombuffer(isal_zlib.decompress(change.belief), np.uint8).reshape(block.shape)
         return self._renew(change.box)
 
-    def _hold(self) -> list[tuple[Box, NDArray[np.uint8]]]:
+    def _old(self, box: Box) -> _Old:
+        """The belief in a box before it is written to; the first write of all has only zeros to remember."""
+        old = None if self._blank else self._belief[box.slices].copy()
+        self._blank = False
+        return box, old
+
+    def _hold(self) -> list[_Old]:
         """Make every prompted voxel what its prompt says (the later prompt wins); returns what was overwritten."""
         written = []
         for anchor in self._anchors:
             if anchor.box is not None:
                 block = self._belief[anchor.box.slices]
                 if block.max() >= HALF:
-                    written.append((anchor.box, block.copy()))
+                    written.append(self._old(anchor.box))
                     block[...] = 0
             if not anchor.hold:
                 continue
@@ -101,42 +110,33 @@ class ClickSession:
             if not wrong.any():
                 continue
             lo, hi = anchor.voxels[wrong].min(axis=0), anchor.voxels[wrong].max(axis=0) + 1
-            box = make_box(lo, hi)
-            written.append((box, self._belief[box.slices].copy()))
+            written.append(self._old(make_box(lo, hi)))
             self._belief[z[wrong], y[wrong], x[wrong]] = 255 if anchor.positive else 0
         return written
 
-    def _record(self, written: list[tuple[Box, NDArray[np.uint8]]], anchors: int) -> Box | None:
+    def _record(self, written: list[_Old], anchors: int) -> Box | None:
         """Remember the state before the writes as one change, bring the mask up to date, return the changed box."""
         if not written:
             if len(self._anchors) == anchors:
                 return None
-            box = make_box(self._anchors[-1].voxels.min(axis=0), self._anchors[-1].voxels.max(axis=0) + 1)
-            written = [(box, self._belief[box.slices].copy())]
-        lo = np.min([b.lo for b, _ in written], axis=0)
-        hi = np.max([b.hi for b, _ in written], axis=0)
-        box = make_box(lo, hi)
-        old = self._belief[box.slices].copy()
-        for part, block in reversed(written):
-            inner = tuple(slice(a - c, b - c) for a, b, c in zip(part.lo, part.hi, box.lo, strict=True))
-            old[inner] = block
-        self._changes.append(_Change(box, zlib.compress(old.tobytes(), 1), anchors))
+            blank, box = self._blank, make_box(self._anchors[-1].voxels.min(axis=0), self._anchors[-1].voxels.max(axis=0) + 1)
+            written = [self._old(box)]
+            self._blank = blank
+        box = make_box(np.min([b.lo for b, _ in written], axis=0), np.max([b.hi for b, _ in written], axis=0))
+        packed = None
+        if written[0][1] is not None or len(written) > 1:
+            old = self._belief[box.slices].copy()
+            for part, block in reversed(written):
+                inner = tuple(slice(a - c, b - c) for a, b, c in zip(part.lo, part.hi, box.lo, strict=True))
+                old[inner] = 0 if block is None else block
+            packed = isal_zlib.compress(old, 1)
+        self._changes.append(_Change(box, packed, anchors))
         return self._renew(box)
 
     def _renew(self, box: Box) -> Box | None:
         """Bring the mask up to date with the belief in a box; returns the smallest box around what changed."""
-        new = (self._belief[box.slices] >= HALF).view(np.uint8)
-        part = self.mask[box.slices]
-        moved = new != part
-        lo, hi = list(box.lo), list(box.hi)
-        for axis in range(3):
-            others = tuple(a for a in range(3) if a != axis)
-            where = np.flatnonzero(moved.any(axis=others))
-            if len(where) == 0:
-                return None
-            lo[axis], hi[axis] = box.lo[axis] + int(where[0]), box.lo[axis] + int(where[-1]) + 1
-        part[...] = new
-        return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+        changed = kernels.renew(self._belief, self.mask, np.array(box.lo), np.array(box.hi))
+        return make_box(changed[:3], changed[3:]) if (changed[:3] < changed[3:]).all() else None
 
 
 def _whole(prompt: MaskPrompt, belief: NDArray[np.uint8]) -> propose.Edit:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -121,6 +122,31 @@ def match(
     both = precision + recall
     f1 = np.float32(2) * precision * recall / both if both != 0 else np.float32(0)
     return float(precision), float(recall), 0.0 if np.isnan(f1) else float(f1)
+
+
+class Pairs:
+    """Scores of pairs, each computed as soon as both of its texts are there, so that few token vectors are held at a time.
+
+    shares: each text's `weights`, a candidate and its reference in turn: then both of a pair are computed near each other.
+    May be called by several threads.
+    """
+
+    def __init__(self, shares: Sequence[NDArray[np.float32]]) -> None:
+        self._shares = shares
+        self._alone: dict[int, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+        self.scores: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * (len(shares) // 2)
+
+    def __call__(self, position: int, vectors: NDArray[np.float32]) -> None:
+        """Take the unit vectors (tokens, size) of the text at a position."""
+        pair, second = divmod(position, 2)
+        with self._lock:
+            other = self._alone.pop(pair, None)
+            if other is None:
+                self._alone[pair] = vectors
+                return
+        candidate, reference = (other, vectors) if second else (vectors, other)
+        self.scores[pair] = match(candidate, reference, *self._shares[2 * pair : 2 * pair + 2])
 
 
 def rescale(scores: Sequence[tuple[float, float, float]], model: str, language: str, layer: int) -> list[tuple[float, float, float]]:

@@ -29,7 +29,7 @@ class Scene:
     """The analysis of one scan. array: (z, y, x) in HU, LPS; spacing in mm (z, y, x)."""
 
     def __init__(self, array: NDArray[np.generic], spacing: tuple[float, float, float], step: Callable[[str], None] = lambda _: None) -> None:
-        self._step = step
+        self.step = step  # told what is done next; whoever asks next sets it anew
         step("reducing the scan")
         self.working: Working = reduce(array, spacing)
 
@@ -74,7 +74,7 @@ class Scene:
     @cached_property
     def body(self) -> Mask:
         """The patient with all cavities filled."""
-        self._step("finding the body")
+        self.step("finding the body")
         tissue = self.hu > self.skin_hu
         labels, sizes = shapes.components(shapes.opened(tissue, TABLE_MM, self.spacing))
         if len(sizes) < 2:
@@ -126,7 +126,7 @@ class Scene:
         Gas has a wall of soft tissue around it; air at -1000 HU inside a lung (emphysema, full inspiration) has lung
         around it.
         """
-        self._step("telling gas from lung")
+        self.step("telling gas from lung")
         labels, sizes = shapes.components(self.aerated & (self.hu < GAS_HU))
         numbers = np.flatnonzero(sizes >= 4)
         cores = shapes.chosen(labels, numbers)
@@ -170,7 +170,7 @@ class Scene:
     @cached_property
     def bone(self) -> Mask:
         """Compact bone and the marrow that it encloses."""
-        self._step("finding bones")
+        self.step("finding bones")
         hard = self.body & (self.hu > 180)
         labels, sizes = shapes.components(hard)
         # Enhanced vessels and organs reach 180 HU but have no compact bone on them.
@@ -261,7 +261,7 @@ class Scene:
     @cached_property
     def airways(self) -> Mask:
         """Lumen of trachea and main bronchi."""
-        self._step("following the airways")
+        self.step("following the airways")
         return chest.airways(self)
 
     @cached_property
@@ -277,7 +277,7 @@ class Scene:
     @cached_property
     def muscle(self) -> Mask:
         """Muscle of the body's wall and of the limbs."""
-        self._step("finding muscle")
+        self.step("finding muscle")
         return wall.muscles(self)
 
     @cached_property
@@ -288,5 +288,5 @@ class Scene:
     @cached_property
     def liver(self) -> Organ:
         """The liver."""
-        self._step("looking for the liver")
+        self.step("looking for the liver")
         return liver.liver(self)

@@ -1,0 +1,99 @@
+"""The runtime: what a lease costs, how often a crowd loads models, how long a switch of models takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from isocenter.core.model import ModelContext, ModelSpec, Task
+from isocenter.core.settings import Settings
+from isocenter.core.volume import Volume
+from isocenter.runtime.ledger import Ledger
+from isocenter.runtime.runtime import Runtime
+from isocenter.service import Service
+from tests.runtime.test_ledger import GB, Card, crowd
+
+DATA = Path(os.environ.get("ISOCENTER_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+
+
+class Nothing:
+    """A model that does nothing."""
+
+    def load(self, context: ModelContext) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def median(work: Callable[[], object], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def lease() -> None:
+    runtime = Runtime(create=lambda _: Nothing())
+    for what, size in (("declares nothing", 0), ("is measured", 1 << 28)):
+        spec = ModelSpec("m", "1", Task.SEGMENT, "x:Y", "", resident_bytes={"float32": size}, scratch_bytes={"float32": size}, weights_sha256=what)
+        direct = median(lambda spec=spec: runtime.call(spec, lambda lease: None), 2000)  # type: ignore[misc]
+        queued = median(lambda spec=spec: runtime.submit(lambda: runtime.call(spec, lambda lease: None)).result(), 2000)  # type: ignore[misc]
+        print(f"a lease of a model that {what}: {direct * 1e6:.0f} us, through the queue {queued * 1e6:.0f} us")
+    runtime.close()
+
+
+def turns() -> None:
+    for overtakes, name in ((0, "first come, first served"), (8, "phases in turn")):
+        ledger, card = Ledger(24 * GB, overtakes=overtakes), Card(24 * GB)
+        started = time.perf_counter()
+        overtaken = crowd(ledger, card, 4000, 1)
+        seconds = time.perf_counter() - started
+        print(f"16 threads, 5 models, 24 GB, 4 000 requests, {name}: {card.loads.total()} loads, overtaken at most {max(overtaken)}, {seconds:.2f} s")
+        assert ledger.peak <= ledger.budget
+
+
+def switch() -> None:
+    """Two copies of a real network (2.7 MB, 128 x 128 x 128) in memory for one; what /metrics shows as `isocenter_model_switch_seconds`."""
+    network = DATA / "onnx_deepbrain" / "deepbrain_v2_fixed128.onnx"
+    if not network.is_file():
+        print("switch of models: needs the real weights")
+        return
+    config = {
+        "model_type": "fixed",
+        "model_parameters": {"patch_size": [128, 128, 128], "normalization_schemes": ["RescaleTo01Normalization"], "threshold": 0.5},
+        "dataset_parameters": {"modality": "MR", "num_classes": 2, "class_names": {"1": "brain"}},
+    }
+    with tempfile.TemporaryDirectory() as home:
+        for name in ("one", "two"):
+            folder = Path(home, "models", name)
+            folder.mkdir(parents=True)
+            shutil.copy(network, folder / "model.onnx")
+            (folder / "config.json").write_text(json.dumps(config))
+        need = Service(Settings(home=Path(home))).registry.spec("one")
+        budget = need.resident_bytes["float32"] + need.scratch_bytes["float32"] + 10
+        service = Service(Settings(home=Path(home), memory_budget_bytes=budget))
+        seconds: dict[str, list[float]] = {}
+        service.runtime.observe = lambda stage, model, value: seconds.setdefault(stage, []).append(value)
+        scan = Volume(np.random.default_rng(0).normal(100, 10, (128, 128, 128)).astype(np.float32), modality="MR", unit="a.u.")
+        for _ in range(4):
+            for name in ("one", "two"):
+                service.label(scan, model=name)
+        again = median(lambda: service.label(scan, model="two"), 3)
+        shown = ", ".join(f"{stage} {statistics.median(values[1:]) * 1e3:.0f} ms" for stage, values in seconds.items())
+        print(f"switch of models: {shown}; an answer without a switch {again * 1e3:.0f} ms")
+        service.close()
+
+
+if __name__ == "__main__":
+    lease()
+    turns()
+    switch()

@@ -1,0 +1,98 @@
+"""A case as plain data, for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isocenter.analysis.case import Case
+from isocenter.analysis.case_growth import TrackGrowth
+
+
+def as_dict(case: Case) -> dict[str, Any]:
+    """Plain data for JSON: numbers as they are, None with reasons where there are none."""
+    patient = case.patient
+    return {
+        "patient_id": patient.patient_id,
+        "metadata": dict(patient.metadata),
+        "timepoints": [
+            {
+                "timepoint_id": v.timepoint.timepoint_id,
+                "day": v.timepoint.day,
+                "scan_date": v.timepoint.scan_date.isoformat() if v.timepoint.scan_date else None,
+                "modality": v.timepoint.modality,
+                "scan": v.found is not None,
+                "reason": v.reason,
+                "notes": list(v.notes),
+            }
+            for v in case.visits
+        ],
+        "therapies": [vars(t) for t in patient.therapies],
+        "lesions": [lesion.as_dict() for lesion in case.lesions],
+        "targets": list(case.targets),
+        "non_targets": list(case.non_targets),
+        "graph": case.graph.as_dict(),
+        "response": {
+            criterion: [
+                {
+                    "day": r.day,
+                    "category": str(r.category),
+                    "sum": r.sum,
+                    "baseline": r.baseline,
+                    "nadir": r.nadir,
+                    "percent_change_from_baseline": r.percent_baseline,
+                    "percent_change_from_nadir": r.percent_nadir,
+                    "reasons": list(r.reasons),
+                }
+                for r in responses
+            ]
+            for criterion, responses in case.responses.items()
+        },
+        "best_overall_response": str(case.best_overall) if case.best_overall else None,
+        "response_probabilities": [{str(category): p for category, p in c.items()} for c in case.chances],
+        "growth": [_growth_dict(g) for g in case.growth],
+        "notes": list(case.notes),
+    }
+
+
+def _growth_dict(track: TrackGrowth) -> dict[str, Any]:
+    growth, path = track.growth, track.forecast
+    return {
+        "track": track.track,
+        "days": list(track.days),
+        "volumes_mm3": list(track.volumes_mm3),
+        "models": [
+            {
+                "model_name": f.curve.name,
+                "formula": f.curve.formula,
+                "parameters": dict(f.parameters),
+                "aicc": f.aicc,
+                "bic": f.bic,
+                "akaike_weight": f.weight,
+                "fitted_mm3": [float(v) for v in f.fitted_mm3],
+            }
+            for f in (growth.fits if growth else ())
+        ],
+        "forecast": None
+        if path is None
+        else {
+            "days": [float(d) for d in path.days],
+            "median_mm3": [float(v) for v in path.median_mm3],
+            "low_mm3": [float(v) for v in path.low_mm3],
+            "high_mm3": [float(v) for v in path.high_mm3],
+            "level": path.level,
+            "notes": list(path.notes),
+        },
+        "scenarios": [
+            {
+                "scenario_name": s.name,
+                "days": [float(d) for d in s.days],
+                "median_mm3": [float(v) for v in s.median_mm3],
+                "low_mm3": [float(v) for v in s.low_mm3],
+                "high_mm3": [float(v) for v in s.high_mm3],
+                "level": s.level,
+                "notes": list(s.notes),
+            }
+            for s in track.scenarios
+        ],
+        "reasons": [*track.reasons, *(growth.notes if growth else ())],
+    }

@@ -1,0 +1,162 @@
+"""A patient's lesions over all visits: who is who, and what happened to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from isocenter.analysis.tracking.match import Link, Located, Matches, match
+from isocenter.core.errors import NotFoundError, UsageError
+
+Node = tuple[str, str]  #: (visit, lesion)
+
+
+class Event(StrEnum):
+    """What happened at a visit, against the one before."""
+
+    NEW = "new"
+    DISAPPEARED = "disappeared"
+    SPLIT = "split"
+    MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Happening:
+    """An event. lesions: of this visit, for `DISAPPEARED` of the one before. parents: where they came from."""
+
+    visit: str
+    event: Event
+    lesions: tuple[str, ...]
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a person decided: that two lesions are the same, or that they are not. Kept when matching runs again."""
+
+    before: Node
+    after: Node
+    same: bool
+    author: str = ""
+
+
+@dataclass(frozen=True)
+class LesionGraph:
+    """Lesions by visit, the links between neighbouring visits, events, and the tracks that they make.
+
+    tracks: by name ("L1", …, in order of first appearance), the lesion at each visit at which it is seen. A lesion that
+    split or merged goes on as its largest part.
+    """
+
+    visits: tuple[str, ...]
+    lesions: dict[str, tuple[str, ...]]
+    links: dict[tuple[str, str], tuple[Link, ...]]
+    events: tuple[Happening, ...]
+    tracks: dict[str, dict[str, str]]
+    corrections: tuple[Correction, ...] = field(default=())
+
+    def track_of(self, visit: str, lesion: str) -> str:
+        """The name under which a lesion is followed. Raises `NotFoundError` for one that is not there."""
+        for name, track in self.tracks.items():
+            if track.get(visit) == lesion:
+                return name
+        raise NotFoundError("there is no such lesion at this visit")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: nodes `lesion@visit` and edges with their confidence."""
+        nodes = [{"id": f"{lesion}@{visit}", "visit": visit, "lesion": lesion} for visit in self.visits for lesion in self.lesions[visit]]
+        edges = [
+            {
+                "from": f"{link.before}@{pair[0]}",
+                "to": f"{link.after}@{pair[1]}",
+                "confidence": round(link.confidence, 4),
+                "distance_mm": round(link.distance_mm, 2),
+                "by_user": link.by_user,
+            }
+            for pair, links in self.links.items()
+            for link in links
+        ]
+        events = [{"visit": e.visit, "event": str(e.event), "lesions": list(e.lesions), "parents": list(e.parents)} for e in self.events]
+        return {"nodes": nodes, "edges": edges, "events": events, "tracks": self.tracks}
+
+
+def follow(
+    visits: Sequence[tuple[str, Sequence[Located]]],
+    carried: Sequence[Sequence[Located]] | None = None,
+    *,
+    position_sd_mm: float = 5.0,
+    shift_sd_mm: float = 0.0,
+    corrections: Sequence[Correction] = (),
+) -> LesionGraph:
+    """Follow lesions through visits in their order.
+
+    visits: (name, lesions in that visit's own scan). carried: for each visit but the last, its lesions with their
+    positions carried into the next visit's scan; by default as they are. See `match` for the rest.
+    Raises `UsageError` for visits of one name, two lesions of one id in a visit, or corrections that contradict.
+    """
+    names = [name for name, _ in visits]
+    if len(set(names)) != len(names) or any(len({k.id for k in found}) != len(found) for _, found in visits):
+        raise UsageError("visits need different names, and the lesions of a visit different ids")
+    _agree(corrections)
+    links: dict[tuple[str, str], tuple[Link, ...]] = {}
+    events: list[Happening] = []
+    tracks: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    for k, (name, found) in enumerate(visits):
+        if k == 0:
+            current = _begin(tracks, name, [lesion.id for lesion in found])
+            continue
+        last, before = visits[k - 1]
+        moved = carried[k - 1] if carried is not None else before
+        said = [c for c in corrections if (c.before[0], c.after[0]) == (last, name)]
+        matches = match(
+            moved,
+            found,
+            position_sd_mm=position_sd_mm,
+            shift_sd_mm=shift_sd_mm,
+            links=[(c.before[1], c.after[1]) for c in said if c.same],
+            never=[(c.before[1], c.after[1]) for c in said if not c.same],
+        )
+        links[(last, name)] = (*matches.links, *matches.splits, *matches.merges)
+        events += _happened(name, matches)
+        going = {link.after: current[link.before] for link in matches.links}
+        for lesion, track in going.items():
+            tracks[track][name] = lesion
+        fresh = _begin(tracks, name, [lesion.id for lesion in found if lesion.id not in going])
+        current = {**going, **fresh}
+    lesions = {name: tuple(lesion.id for lesion in found) for name, found in visits}
+    return LesionGraph(tuple(names), lesions, links, tuple(events), tracks, tuple(corrections))
+
+
+def _begin(tracks: dict[str, dict[str, str]], visit: str, lesions: Sequence[str]) -> dict[str, str]:
+    started = {}
+    for lesion in lesions:
+        name = f"L{len(tracks) + 1}"
+        tracks[name] = {visit: lesion}
+        started[lesion] = name
+    return started
+
+
+def _happened(visit: str, matches: Matches) -> list[Happening]:
+    events = [Happening(visit, Event.NEW, (lesion,)) for lesion in matches.appeared]
+    events += [Happening(visit, Event.DISAPPEARED, (lesion,)) for lesion in matches.disappeared]
+    partner = {link.before: link.after for link in matches.links}
+    for parent in dict.fromkeys(s.before for s in matches.splits):
+        parts = (partner[parent], *(s.after for s in matches.splits if s.before == parent))
+        events.append(Happening(visit, Event.SPLIT, parts, (parent,)))
+    origin = {link.after: link.before for link in matches.links}
+    for whole in dict.fromkeys(m.after for m in matches.merges):
+        events.append(Happening(visit, Event.MERGED, (whole,), (origin[whole], *(m.before for m in matches.merges if m.after == whole))))
+    return events
+
+
+def _agree(corrections: Sequence[Correction]) -> None:
+    same = [c for c in corrections if c.same]
+    for side in ("before", "after"):
+        ends = [(getattr(c, side), c.before[0], c.after[0]) for c in same]
+        if len(set(ends)) != len(ends):
+            raise UsageError("two corrections give one lesion two partners")
+    if {(c.before, c.after) for c in same} & {(c.before, c.after) for c in corrections if not c.same}:
+        raise UsageError("two corrections contradict each other")

@@ -1,0 +1,76 @@
+"""`isocenter track`: a patient's scans over time, from a folder to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isocenter.cli.console import emit, note, table, watched
+
+EXAMPLES = (
+    "isocenter track study.json -o report/",
+    "isocenter track patient_dicom/ -o report/ -m lesion_net --label tumor",
+    "isocenter track bids/sub-01 -o report/ --immunotherapy",
+)
+
+
+def track(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A folder with a study.json, a BIDS subject, or one patient's DICOM files.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where files and the report go.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Finds the lesions of visits that have neither mask nor clicks.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Which of the model's labels are lesions; may be repeated.")] = None,
+    least_mm3: Annotated[float, typer.Option(min=0, help="Smaller specks are not lesions.")] = 30.0,
+    immunotherapy: Annotated[bool, typer.Option(help="Judge by iRECIST as well.")] = False,
+    no_register: Annotated[bool, typer.Option("--no-register", help="Do not align the scans; lesions are matched by a common shift.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the case as JSON.")] = False,
+) -> None:
+    """Follow a patient's lesions from visit to visit: sizes, response, growth, forecast, what-if.
+
+    What was computed before from the same files is not computed again. Writes case.json, report.html and, for every visit,
+    scan, mask, measurements and what networks need, under OUTPUT/processed.
+    """
+    from isocenter.cli.chosen import settings
+    from isocenter.service import Service
+    from isocenter.trackservice import TrackOptions
+    from isocenter.trackservice import track as follow
+
+    options = TrackOptions(model=model, labels=tuple(label or ()), least_mm3=least_mm3, immunotherapy=immunotherapy, register=not no_register)
+    service = Service(settings())
+    try:
+        with watched("Following the patient", quiet=as_json) as run:
+            case = follow(service, study, out, options=options, run=run)
+    finally:
+        service.close()
+    if as_json:
+        from isocenter.analysis.case_json import as_dict
+
+        emit(as_dict(case))
+        return
+    for sentence in case.notes:
+        note(sentence)
+    by_day = {r.day: r for r in case.responses.get("recist_1.1", ())}
+    rows = []
+    for visit in case.visits:
+        lesions = case.at(visit.timepoint.timepoint_id)
+        response = by_day.get(visit.timepoint.day)
+        volume = sum(lesion.volume_mm3 or 0 for lesion in lesions)
+        total = response.sum if response else (next(iter(by_day.values())).baseline if by_day and lesions else None)
+        change = response.percent_baseline if response else None
+        rows.append(
+            (
+                visit.timepoint.timepoint_id,
+                f"{visit.timepoint.day:g}",
+                str(len(lesions)) if visit.found is not None else "no scan",
+                f"{volume / 1000:.2f}" if visit.found is not None else "",
+                f"{total:.1f}" if total is not None else "",
+                f"{change:+.1f}" if change is not None else "",
+                str(response.category) if response else "baseline" if lesions else "",
+            )
+        )
+    table(("Visit", "Day", "Lesions", "Volume (ml)", "Sum (mm)", "Change (%)", "RECIST 1.1"), rows, numbers=(1, 2, 3, 4, 5))
+    if case.best_overall:
+        typer.echo(f"Best overall response, confirmed: {case.best_overall}")
+    for name in ("report.html", "case.json", "measurements.csv"):
+        typer.echo(out / name)

@@ -1,0 +1,120 @@
+"""A patient over time: visits, lesions, what was measured of them, what was given.
+
+Days count from the first visit. Times of day are not kept: response and growth are matters of days.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any
+
+from isocenter.core.errors import UsageError
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_id(text: str, what: str) -> str:
+    """An id that is safe in file names and addresses. Raises `UsageError` for any other."""
+    if not _ID.fullmatch(text):
+        raise UsageError(f"{what} must be 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit")
+    return text
+
+
+@dataclass(frozen=True)
+class Timepoint:
+    """One visit. day: after the first visit, which has 0. scan_date: None where only offsets are known."""
+
+    timepoint_id: str
+    day: float
+    scan_date: date | None = None
+    modality: str | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.timepoint_id, "a visit's id")
+        if not math.isfinite(self.day):
+            raise UsageError("a visit's day must be a number")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion at one visit. Figures that cannot be had are None, `reasons` says why by the figure's name.
+
+    centroid_lps_mm: in that visit's scan. longest_ends, short_ends: voxel positions (x, y, z) for drawing. sd_mm: standard
+    deviation of the longest diameter. track: the name under which it is followed. method: "model", "given" or "clicks".
+    """
+
+    lesion_id: str
+    timepoint_id: str
+    track: str
+    volume_mm3: float | None
+    longest_mm: float | None
+    short_axis_mm: float | None
+    max_3d_diameter_mm: float | None
+    surface_mm2: float | None
+    who_product_mm2: float | None
+    centroid_lps_mm: tuple[float, float, float] | None
+    mean: float | None
+    std: float | None
+    unit: str | None
+    touches_border: bool | None
+    sd_mm: float | None
+    reliability: str | None
+    longest_ends: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    short_ends: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    plane: int | None = None
+    slice_index: int | None = None
+    label: int | None = None
+    organ: str | None = None
+    is_node: bool = False
+    is_target: bool = False
+    is_new: bool = False
+    method: str = "model"
+    confidence: float | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TherapyEvent:
+    """One course of a treatment, in days as visits have them; end_day None: it goes on. dose: relative to the usual one."""
+
+    therapy_id: str
+    therapy_type: str
+    start_day: float
+    end_day: float | None = None
+    dose: float = 1.0
+    onset_days: float = 0.0
+    decay_per_day: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_id(self.therapy_id, "a therapy's id")
+        if not self.therapy_type.strip() or len(self.therapy_type) > 100:
+            raise UsageError("a therapy needs a type of at most 100 characters")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A patient by pseudonym. metadata: what a person chose to keep; never read out of images."""
+
+    patient_id: str
+    timepoints: tuple[Timepoint, ...]
+    therapies: tuple[TherapyEvent, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_id(self.patient_id, "a patient's id")
+        ids = [t.timepoint_id for t in self.timepoints]
+        days = [t.day for t in self.timepoints]
+        if len(set(ids)) != len(ids):
+            raise UsageError("two visits have one id")
+        if len(set(days)) != len(days):
+            raise UsageError("two visits are on one day; keep one of them, or give them different days")
+        if days != sorted(days):
+            raise UsageError("visits must be in the order of their days")

@@ -1,0 +1,68 @@
+"""Prompts as plain data, the form in which they come as JSON and lie in the job table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from isocenter.core.errors import PromptError
+from isocenter.core.prompts import Box, Lasso, Point, Prompt, Scribble, Text, Voxel
+
+_MOST_PROMPTS = 10_000
+
+
+def parse_prompts(items: Sequence[Any]) -> list[Prompt]:
+    """Core prompts of plain ones. Positions are voxel indices [x, y, z] as the image's own file counts them, from 0.
+
+    A text is a word. An object has one of `text`, `point` [x, y, z], `box` [x0, y0, z0, x1, y1, z1] (both corners inside),
+    `scribble` or `lasso` [[x, y, z], ...], and may say `"positive": false`. Raises `PromptError` for anything else.
+    """
+    if isinstance(items, str) or not isinstance(items, Sequence) or len(items) > _MOST_PROMPTS:
+        raise PromptError(f"prompts must be a list of at most {_MOST_PROMPTS}")
+    return [_prompt(item) for item in items]
+
+
+def _prompt(item: Any) -> Prompt:
+    if isinstance(item, str):
+        item = {"text": item}
+    if isinstance(item, Mapping):
+        positive = item.get("positive", True)
+        kinds: dict[str, Callable[[Any], Prompt]] = {
+            "text": lambda v: Text(_words(v)),
+            "point": lambda v: Point(_voxel(v), positive),
+            "box": _box,
+            "scribble": lambda v: Scribble(_path(v), positive),
+            "lasso": lambda v: Lasso(_path(v), positive),
+        }
+        named = [k for k in kinds if k in item]
+        if len(named) == 1 and isinstance(positive, bool) and set(item) <= {named[0], "positive"}:
+            return kinds[named[0]](item[named[0]])
+    raise PromptError('a prompt is a word or an object with one of "text", "point", "box", "scribble", "lasso", and perhaps "positive"')
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > 1000:
+        raise PromptError("a text prompt must be 1 to 1000 characters")
+    return value.strip()
+
+
+def _voxel(value: Any) -> Voxel:
+    numbers = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 3
+    if not numbers or not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 for n in value):
+        raise PromptError("a position is three voxel indices [x, y, z]")
+    x, y, z = (int(n + 0.5) if n >= 0 else -1 for n in value)
+    return z, y, x
+
+
+def _path(value: Any) -> tuple[Voxel, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(value) > _MOST_PROMPTS:
+        raise PromptError("a scribble or lasso is a list of positions [[x, y, z], ...]")
+    return tuple(_voxel(v) for v in value)
+
+
+def _box(value: Any) -> Box:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 6:
+        raise PromptError("a box is two corners [x0, y0, z0, x1, y1, z1], both inside")
+    a, b = _voxel(value[:3]), _voxel(value[3:])
+    low, high = [min(p, q) for p, q in zip(a, b, strict=True)], [max(p, q) + 1 for p, q in zip(a, b, strict=True)]
+    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))

@@ -1,0 +1,237 @@
+"""The native API: models, volumes and segmentations under `/api/v1`.
+
+Arrays are never sent as JSON: a mask comes as a file of the format asked for, on the image's own grid, with what made it in
+headers; or as facts in JSON with the address to fetch the file from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from isocenter.analysis.measurements import measure
+from isocenter.core.errors import UsageError
+from isocenter.core.model import ModelSpec, Task
+from isocenter.core.prompts import Box
+from isocenter.core.segmentation import Segmentation
+from isocenter.core.volume import Volume
+from isocenter.http import native_prompts
+from isocenter.http.body import Form, read_form
+from isocenter.http.context import Context, Here
+from isocenter.http.errors import missing
+from isocenter.io import write
+
+router = APIRouter(prefix="/api/v1", tags=["Isocenter"])
+
+_TEXT = {"type": "string"}
+_HOW = {"modality": _TEXT, "series_uid": _TEXT, "window": _TEXT}
+_FILE = {"file": {"type": "string", "format": "binary"}}
+_KINDS = {".nii.gz": "application/gzip", ".nii": "application/octet-stream", ".png": "image/png", ".dcm": "application/dicom"}
+#: Headers may not grow without bound.
+_MOST_HEADER = 4096
+
+
+def _body(required: list[str], **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+@router.get("/models")
+async def models(here: Here, task: Annotated[Task | None, Query(description="Only models of this task.")] = None) -> dict[str, Any]:
+    """The models that can answer here; `unavailable` says what is installed and cannot be used, and why."""
+    listed = await here.read(here.service.models)
+    broken = await here.read(lambda: here.service.registry.broken)
+    return {
+        "models": [_facts(spec) for spec in listed if task in (None, spec.task)],
+        "unavailable": [{"id": b.id, "reason": b.reason} for b in broken.values()],
+    }
+
+
+@router.get("/models/{model:path}")
+async def model_info(here: Here, model: str) -> dict[str, Any]:
+    """All that is known of one model."""
+    return _facts(await here.read(lambda: here.service.registry.spec(model)))
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "version": spec.version,
+        "task": spec.task.value,
+        "description": spec.description,
+        "modalities": list(spec.modalities),
+        "dimensions": list(spec.dimensions),
+        "prompts": list(spec.prompts),
+        "labels": [{"value": label.value, "name": label.name, "colour": label.colour} for label in spec.labels],
+        "options": dict(spec.options),
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "weights_sha256": spec.weights_sha256,
+        "weights_bytes": spec.weights_bytes,
+        "fallback": spec.fallback,
+    }
+
+
+@router.post("/volumes", status_code=201, openapi_extra=_body(["file"], **_FILE, **_HOW))
+async def upload(request: Request, here: Here) -> dict[str, Any]:
+    """Send a scan once; later requests name its `key`. It is kept while memory allows, and a key that is gone gets 404."""
+    async with read_form(request, here.service.settings) as form:
+        file = form.files.get("file")
+        if file is None:
+            raise missing("file")
+        how = _how(form)
+        key, volume = await here.read(lambda: here.service.keep(file, **how))
+    return {"key": key, **_image(volume)}
+
+
+@router.get("/volumes/{key}")
+async def volume_info(here: Here, key: str) -> dict[str, Any]:
+    """What is known of a scan that was sent before."""
+    return {"key": key, **_image(here.service.kept(key))}
+
+
+def _image(volume: Volume) -> dict[str, Any]:
+    z, y, x = volume.shape
+    return {
+        "voxels": [x, y, z],
+        "spacing_mm": list(volume.spacing),
+        "orientation": volume.grid.orientation,
+        "modality": volume.modality,
+        "unit": volume.unit,
+        "format": volume.source.format,
+        "series_uid": volume.source.series_uid,
+        "notes": list(volume.source.notes),
+    }
+
+
+_SEGMENT = _body(
+    [],
+    **_FILE,
+    volume={**_TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
+    model={**_TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
+    prompts={**_TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
+    labels={**_TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
+    options={**_TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
+    threshold={"type": "number", "default": 0.5},
+    format={**_TEXT, "default": "nii.gz", "description": "nii.gz, nii, nrrd, seg.nrrd, npz, png or dicom-seg."},
+    answer={**_TEXT, "default": "file", "enum": ["file", "json"], "description": "The mask itself, or facts and its address."},
+    **_HOW,
+)
+
+
+@router.post("/segment", openapi_extra=_SEGMENT, response_model=None)
+async def segment(request: Request, here: Here) -> Response:
+    """Segment a scan by words, clicks and lines, or by a model that needs no prompts."""
+    async with read_form(request, here.service.settings) as form:
+        asked = _Asked(form)
+        volume = await _volume(here, form)
+        result = await here.infer(lambda: asked.answer(here, volume))
+        data = await here.read(lambda: write.encode(result, asked.suffix, volume))
+        if not asked.as_json:
+            return _file(result, data, asked.suffix)
+        name = await here.read(lambda: here.service.artifacts.put("mask", data, asked.suffix))
+        facts = await here.read(lambda: [m.as_dict() for m in measure(result, volume)])
+        origin = result.provenance
+        return JSONResponse(
+            {
+                "model": origin.model,
+                "version": origin.version,
+                "weights_sha256": origin.weights_sha256,
+                "labels": facts,
+                "mask_url": f"/files/{name}",
+                "bytes": len(data),
+                "expires_seconds": here.service.settings.artifact_ttl,
+                "image": _image(volume),
+                "provenance": origin.as_dict(),
+            }
+        )
+
+
+class _Asked:
+    """What a request for a segmentation asks for. Raises `UsageError` for fields that cannot be meant."""
+
+    def __init__(self, form: Form) -> None:
+        self.model = form.text("model") or None
+        self.prompts = native_prompts.parse(form.text("prompts"))
+        self.options = native_prompts.parse_object(form.text("options"), "options")
+        self.labels = _names(form)
+        self.suffix = write.suffix_of({"dicom-seg": "dcm"}.get(form.text("format", "nii.gz"), form.text("format", "nii.gz")))
+        answer = form.text("answer", "file")
+        if answer not in ("file", "json"):
+            raise UsageError("answer must be file or json")
+        self.as_json = answer == "json"
+        try:
+            self.threshold = float(form.text("threshold", "0.5"))
+        except ValueError:
+            raise UsageError("threshold must be a number of 0 to 1") from None
+
+    def answer(self, here: Context, volume: Volume) -> Segmentation:
+        """Blocks; for an inference thread."""
+        service = here.service
+        if not self.prompts:
+            return service.label(volume, model=self.model, options=self.options, labels=self.labels)
+        if self.model is not None and service.registry.spec(self.model).task is Task.SCRIBBLES:
+            boxes = [p for p in self.prompts if isinstance(p, Box)]
+            if len(boxes) > 1:
+                raise UsageError(f"{self.model} takes one box at most, the region to stay in")
+            drawn = [p for p in self.prompts if not isinstance(p, Box)]
+            return service.separate(volume, drawn, roi=boxes[0] if boxes else None, options=self.options, model=self.model)
+        return service.segment(volume, self.prompts, threshold=self.threshold, model=self.model, options=self.options)
+
+
+def _names(form: Form) -> list[str]:
+    """Labels, as a JSON list or as repeated fields."""
+    names: list[str] = []
+    for text in form.fields.get("labels", []):
+        if text.lstrip().startswith("["):
+            try:
+                found = json.loads(text)
+            except (ValueError, RecursionError):
+                found = None
+            if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+                raise UsageError('labels must be a JSON list of names, such as ["thalamus"]')
+            names += found
+        elif text.strip():
+            names.append(text.strip())
+    return names
+
+
+def _how(form: Form) -> dict[str, str | None]:
+    return {name: form.text(name)[:256] or None for name in _HOW}
+
+
+async def _volume(here: Context, form: Form) -> Volume:
+    file, key = form.files.get("file"), form.text("volume")
+    if file is not None:
+        how = _how(form)
+        return await here.read(lambda: here.service.open(file, **how))
+    if not key:
+        raise HTTPException(400, "send the scan as the form field `file`, or name one that was sent before in `volume`")
+    return here.service.kept(key)
+
+
+def _file(result: Segmentation, data: bytes, suffix: str) -> Response:
+    return Response(
+        data,
+        media_type=_KINDS.get(suffix, "application/octet-stream"),
+        headers={"Content-Disposition": f'attachment; filename="mask{suffix}"', **headers(result)},
+    )
+
+
+def headers(result: Segmentation) -> Mapping[str, str]:
+    """What made a mask, for whoever gets only the file."""
+    origin = result.provenance
+    facts = {key: value for key, value in origin.as_dict().items() if key not in ("prompts", "settings")}
+    facts["labels"] = {label.name: label.value for label in result.labels}
+    text = json.dumps(facts)
+    found = {
+        "X-Isocenter-Model": origin.model,
+        "X-Isocenter-Version": origin.version,
+        "X-Isocenter-Weights": origin.weights_sha256 or "none",
+        **({"X-Isocenter-Provenance": text} if len(text) <= _MOST_HEADER else {}),
+    }
+    return {name: value.encode("ascii", "replace").decode() for name, value in found.items()}

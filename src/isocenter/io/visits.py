@@ -1,0 +1,285 @@
+"""A patient's visits in a folder: a `study.json`, a BIDS data set, or DICOM series with their dates.
+
+Nothing of the folder but what is listed here is read, and nothing outside of it: paths in a `study.json` stay within.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from isocenter.core.errors import InputError, LimitError, UnsupportedError
+from isocenter.core.patient import TherapyEvent, check_id
+from isocenter.core.settings import Limits
+from isocenter.io import dicom_header, dicom_image, door
+from isocenter.io.archive import Part, Spool
+
+_MOST_VISITS = 500
+_MOST_JSON = 4 * 1024 * 1024
+_HEAD = 4096
+
+
+@dataclass(frozen=True)
+class VisitFiles:
+    """Where one visit's scan is. image: a file or a DICOM folder, None for a visit without a scan; series_uid within it.
+
+    mask: a label map on the image's grid. clicks: one list of voxel positions (x, y, z) for each lesion.
+    """
+
+    id: str
+    day: float
+    scan_date: date | None
+    image: Path | None
+    series_uid: str | None = None
+    modality: str | None = None
+    mask: Path | None = None
+    clicks: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+    new_lesions: bool | None = None
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """A patient's visits by day, and what a `study.json` says beside them. organs, nodes: by label value of the masks."""
+
+    patient_id: str
+    visits: tuple[VisitFiles, ...]
+    therapies: tuple[TherapyEvent, ...] = ()
+    organs: dict[int, str] = field(default_factory=dict)
+    nodes: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def read(folder: Path, limits: Limits) -> StudyFiles:
+    """The study in a folder, or the one that a `study.json` describes. Raises `InputError` for anything that does not fit."""
+    if folder.is_file() and folder.suffix == ".json":
+        return _from_json(folder)
+    if not folder.is_dir():
+        raise InputError("there is no such folder")
+    if (folder / "study.json").is_file():
+        return _from_json(folder / "study.json")
+    subjects = sorted(p for p in folder.glob("sub-*") if p.is_dir())
+    if folder.name.startswith("sub-") and any(folder.glob("ses-*")):
+        subjects = [folder]
+    if subjects:
+        if len(subjects) > 1:
+            raise UnsupportedError(f"this data set holds {len(subjects)} subjects; give the folder of one: {', '.join(s.name for s in subjects[:5])}")
+        return _from_bids(subjects[0])
+    return _from_dicom(folder, limits)
+
+
+def _from_json(file: Path) -> StudyFiles:
+    if file.stat().st_size > _MOST_JSON:
+        raise LimitError("study.json is too large", limit="4 MiB", value=_MOST_JSON)
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError("study.json is no JSON") from None
+    try:
+        return _told(told, file.parent)
+    except KeyError as missing:
+        raise InputError(f"study.json lacks {missing}") from None
+    except (TypeError, ValueError, AttributeError):
+        raise InputError("study.json has values of the wrong kind; see docs/track.md for its form") from None
+
+
+def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
+    rows = told["visits"]
+    if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_VISITS:
+        raise InputError(f"study.json lists between 1 and {_MOST_VISITS} visits")
+    dates = [_date(row.get("date")) for row in rows]
+    if all(d is not None for d in dates):
+        first = min(d for d in dates if d is not None)
+        days = [float((d - first).days) for d in dates if d is not None]
+    else:
+        if any("day" not in row for row in rows):
+            raise InputError("every visit needs a date (YYYY-MM-DD), or every visit a day after the first")
+        first = None
+        days = [float(row["day"]) for row in rows]
+    visits = []
+    for k, (row, day, when) in enumerate(zip(rows, days, dates, strict=True)):
+        clicks = tuple(tuple((int(x), int(y), int(z)) for x, y, z in lesion) for lesion in row.get("clicks", []))
+        image, mask = (_inside(folder, row.get(name)) for name in ("image", "mask"))
+        name = check_id(str(row.get("id", f"visit-{k + 1}")), "a visit's id")
+        visits.append(VisitFiles(name, day, when, image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions")))
+    therapies = []
+    for k, row in enumerate(told.get("therapies", [])):
+        start, end = (_day(row.get(name), first) for name in ("start", "end"))
+        if start is None:
+            raise InputError("every therapy needs a start: a day, or a date where visits have dates")
+        therapies.append(
+            TherapyEvent(
+                str(row.get("id", f"therapy-{k + 1}")),
+                str(row["type"]),
+                start,
+                end,
+                float(row.get("dose", 1)),
+                float(row.get("onset_days", 0)),
+                float(row.get("decay_per_day", 0)),
+            )
+        )
+    labels = told.get("labels", {})
+    organs = {int(value): str(facts.get("organ", "")) for value, facts in labels.items()}
+    nodes = frozenset(int(value) for value, facts in labels.items() if facts.get("node"))
+    return _study(check_id(str(told["patient_id"]), "a patient's id"), visits, tuple(therapies), organs, nodes)
+
+
+def _study(
+    patient: str,
+    visits: list[VisitFiles],
+    therapies: tuple[TherapyEvent, ...] = (),
+    organs: dict[int, str] | None = None,
+    nodes: frozenset[int] = frozenset(),
+    notes: tuple[str, ...] = (),
+) -> StudyFiles:
+    """Visits by day; days begin at 0. Raises `InputError` for two visits on one day or of one name."""
+    visits = sorted(visits, key=lambda v: v.day)
+    if len({v.day for v in visits}) != len(visits):
+        raise InputError("two visits are on one day; keep one of them, or give them different days")
+    if len({v.id for v in visits}) != len(visits):
+        raise InputError("two visits have one id")
+    return StudyFiles(patient, tuple(visits), therapies, organs or {}, nodes, notes)
+
+
+def _inside(folder: Path, name: object) -> Path | None:
+    if name is None:
+        return None
+    path = (folder / str(name)).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise InputError("a path in study.json leads out of its folder")
+    if not path.exists():
+        raise InputError("a file or folder that study.json names is not there")
+    return path
+
+
+def _date(text: object) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(str(text)[:10])
+    except ValueError:
+        raise InputError("dates are written as YYYY-MM-DD") from None
+
+
+def _day(value: object, first: date | None) -> float | None:
+    if value is None or isinstance(value, int | float):
+        return None if value is None else float(value)
+    when = _date(value)
+    if when is None or first is None:
+        raise InputError("therapies may have dates only where all visits have them; give days otherwise")
+    return float((when - first).days)
+
+
+# BIDS
+
+
+def _from_bids(subject: Path) -> StudyFiles:
+    """Sessions of one BIDS subject: the one image of each, `*_mask` or `*_dseg` beside it (or under `derivatives`) as mask."""
+    sessions = sorted(p for p in subject.glob("ses-*") if p.is_dir())
+    if not sessions:
+        raise InputError("this BIDS subject has no sessions (ses-*): one visit only, nothing to follow")
+    dates = _bids_dates(subject)
+    visits = []
+    for k, session in enumerate(sessions):
+        files = sorted([*session.rglob("*.nii.gz"), *session.rglob("*.nii")])
+        derived = sorted(subject.parent.glob(f"derivatives/*/{subject.name}/{session.name}/**/*.nii*"))
+        masks = [f for f in [*files, *derived] if re.search(r"_(mask|dseg)\.nii", f.name)]
+        images = [f for f in files if f not in masks]
+        if len(images) > 1:
+            raise UnsupportedError(f"{session.name} holds {len(images)} images; name the one to use in a study.json")
+        if len(masks) > 1:
+            raise UnsupportedError(f"{session.name} has {len(masks)} masks; name the one to use in a study.json")
+        when = dates.get(session.name)
+        digits = re.sub(r"\D", "", session.name)
+        if when is None and not digits:
+            raise InputError(f"no date is known for {session.name}: add acq_time to {subject.name}_sessions.tsv, or number sessions by day")
+        visits.append((session.name, when, float(digits or k), images[0] if images else None, masks[0] if masks else None))
+    known = [when for _, when, *_ in visits if when is not None]
+    notes: tuple[str, ...] = ()
+    if len(known) not in (0, len(visits)):
+        raise InputError("some sessions have a date and some have none")
+    if not known:
+        notes = ("sessions have no dates; the numbers in their names are taken as days",)
+    first = min(known) if known else None
+    made = [
+        VisitFiles(name, float((when - first).days) if when and first else day, when, image, mask=mask) for name, when, day, image, mask in visits
+    ]
+    return _study(check_id(subject.name, "a subject's name"), made, notes=notes)
+
+
+def _bids_dates(subject: Path) -> dict[str, date]:
+    table = subject / f"{subject.name}_sessions.tsv"
+    if not table.is_file() or table.stat().st_size > _MOST_JSON:
+        return {}
+    with table.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    found = {}
+    for row in rows:
+        when = row.get("acq_time") or row.get("date")
+        if row.get("session_id") and when and when != "n/a":
+            parsed = _date(when)
+            if parsed is not None:
+                found[str(row["session_id"])] = parsed
+    return found
+
+
+# DICOM
+
+
+def _from_dicom(folder: Path, limits: Limits) -> StudyFiles:
+    """One visit a date, with the series of most images on it. Raises `UnsupportedError` where a second patient is found."""
+    found: dict[date, dict[str, list[Path]]] = {}
+    patients: dict[str, str] = {}
+    modality: dict[str, str] = {}
+    with closing(Spool()) as spool:
+        for k, file in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+            if k >= limits.max_archive_members * 8:
+                raise LimitError("the folder holds too many files", limit="max_archive_members x 8", value=limits.max_archive_members * 8)
+            part = Part(file.stat().st_size, path=file, name=file.name)
+            if door.kind_of(part.read(0, _HEAD), file.suffix) != "dicom":
+                continue
+            try:
+                _, header = dicom_header.read(part, limits, spool)
+            except InputError:
+                continue
+            if dicom_image.not_an_image(header):
+                continue
+            series, when = header.text(0x0020000E), header.text(0x00080020)
+            patients.setdefault(header.text(0x00100020), series)
+            if len(patients) > 1:
+                raise UnsupportedError(
+                    "the folder holds images of more than one patient, nothing was read: "
+                    f"series {' and '.join(s[:64] for s in patients.values())} differ in PatientID; keep one patient in a folder"
+                )
+            if len(when) != 8 or not when.isdigit():
+                raise InputError(f"series {series[:64]} has no study date; list the visits with their days in a study.json")
+            try:
+                day = date(int(when[:4]), int(when[4:6]), int(when[6:]))
+            except ValueError:
+                raise InputError(f"series {series[:64]} has a study date that is none") from None
+            found.setdefault(day, {}).setdefault(series, []).append(file)
+            modality[series] = header.text(0x00080060)
+    if not found:
+        raise InputError("the folder holds no study.json, no BIDS subject and no DICOM images")
+    first = min(found)
+    visits, notes = [], []
+    for day, series_files in sorted(found.items()):
+        uid = max(series_files, key=lambda s: (len(series_files[s]), s))
+        if len(series_files) > 1:
+            notes.append(f"day {(day - first).days}: {len(series_files)} series, the one with most images was taken ({len(series_files[uid])})")
+        parents = {f.parent for f in series_files[uid]}
+        place = parents.pop() if len(parents) == 1 else folder
+        visits.append(VisitFiles(f"day-{(day - first).days}", float((day - first).days), day, place, uid, modality[uid] or None))
+    return _study(pseudonym(next(iter(patients))), visits, notes=tuple(notes))
+
+
+def pseudonym(patient: str) -> str:
+    """A name that says nothing of the patient, the same each time for one PatientID."""
+    return "P-" + blake3(patient.encode(), derive_key_context="isocenter 2026 patient pseudonym").hexdigest()[:12]

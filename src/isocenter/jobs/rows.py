@@ -1,0 +1,77 @@
+"""Rows of the job table, and what they are in the program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import sqlalchemy as sa
+from blake3 import blake3
+from sqlalchemy.engine import Connection
+
+from isocenter.jobs.table import Job, NewJob, State, Stored, What
+from isocenter.store.tables import EVENTS, JOBS, STUDIES
+
+COLUMNS = [JOBS.c[f.name] for f in fields(Job)]
+#: Written out, not as parameters: only so do the partial indexes serve.
+WAITING: sa.ColumnClause[str] = sa.literal_column("'pending'", sa.String())
+LEASED: sa.ColumnClause[str] = sa.literal_column("'running'", sa.String())
+_DETAIL = 200
+
+
+def note(
+    connection: Connection,
+    at: sa.ColumnElement[float],
+    what: What,
+    job_id: str,
+    state: str,
+    fence: int = 0,
+    worker: str | None = None,
+    detail: str | None = None,
+) -> None:
+    """A line in a job's audit trail."""
+    values = {"job_id": job_id, "at": at, "what": what, "state": state, "fence": fence, "worker": worker}
+    connection.execute(sa.insert(EVENTS).values(detail=detail[:_DETAIL] if detail else None, **values))
+
+
+def unreferenced(connection: Connection, digests: set[str]) -> list[str]:
+    """Those of `digests` that no job and no study refers to."""
+
+    def used(digest: str) -> bool:
+        by_jobs = sa.or_(sa.cast(JOBS.c.inputs, sa.Text).contains(digest), sa.cast(JOBS.c.artifacts, sa.Text).contains(digest))
+        found = sa.or_(sa.exists().where(by_jobs), sa.exists().where(STUDIES.c.digest == digest))
+        return bool(connection.scalar(sa.select(found)))
+
+    return sorted(d for d in digests if not used(d))
+
+
+def inserted(connection: Connection, values: dict[str, Any]) -> bool:
+    """Insert a job unless its id or its key is taken."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+    return connection.execute(insert(JOBS).values(values).on_conflict_do_nothing().returning(JOBS.c.number)).first() is not None
+
+
+def one(connection: Connection, where: sa.ColumnElement[bool]) -> Job | None:
+    """The newest job of which `where` is true."""
+    row = connection.execute(sa.select(*COLUMNS).where(where).order_by(JOBS.c.number.desc()).limit(1)).mappings().first()
+    return None if row is None else job(row)
+
+
+def job(row: Mapping[Any, Any]) -> Job:
+    """The job of a row."""
+    values = dict(row)
+    for name in ("inputs", "artifacts"):
+        values[name] = tuple(Stored(**item) for item in values[name])
+    values["state"] = State(values["state"])
+    return Job(**values)
+
+
+def digest(new: NewJob) -> str:
+    """What two submissions share that ask for the same."""
+    data = {**asdict(new), "inputs": [asdict(i) for i in new.inputs]}
+    return blake3(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,244 @@
+"""Segmentations as jobs: what a request may say, and the handler that turns a stored scan into the files that were asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isocenter.analysis.measurements import describe_image, measure
+from isocenter.core.errors import PromptError, UsageError
+from isocenter.core.model import ModelSpec, Run, Task
+from isocenter.core.plain_prompts import parse_prompts
+from isocenter.core.prompts import Box, Text
+from isocenter.core.segmentation import Segmentation
+from isocenter.core.volume import Volume
+from isocenter.io import write
+from isocenter.io.upload import Upload
+from isocenter.jobs.backend import Backend
+from isocenter.jobs.handler import Handler, JobInput, JobResult, Product
+from isocenter.jobs.studies import Study
+from isocenter.jobs.table import NORMAL, Job, NewJob, Stored
+from isocenter.models.registry import Registry
+from isocenter.service import Service
+
+KIND = "segment"
+SCAN = "scan"
+#: Formats of results: the file's name and its media type.
+FORMATS: Mapping[str, tuple[str, str]] = {
+    "nifti": ("mask.nii.gz", "application/gzip"),
+    "dicom_seg": ("mask.dcm", "application/dicom"),
+    "npz": ("mask.npz", "application/octet-stream"),
+    "nrrd": ("mask.nrrd", "application/octet-stream"),
+    "seg_nrrd": ("mask.seg.nrrd", "application/octet-stream"),
+    "stl": ("surface.stl", "model/stl"),
+    "obj": ("surface.obj", "model/obj"),
+    "measurements": ("measurements.json", "application/json"),
+    "preview": ("preview.png", "image/png"),
+    "image": ("image.nii.gz", "application/gzip"),
+}
+DEFAULT_FORMATS = ("nifti", "measurements", "preview")
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What to do with a scan.
+
+    prompts: plain data as `parse_prompts` takes it. parameters: the model's own options; `threshold` for words. formats:
+    of `FORMATS`. series_uid, modality, window: how to read the scan, as `Service.open` takes them. priority: 0..9. queue:
+    "gpu" or "cpu", by default what the model gains from.
+    """
+
+    model: str | None = None
+    prompts: Sequence[Any] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    formats: Sequence[str] = DEFAULT_FORMATS
+    series_uid: str | None = None
+    modality: str | None = None
+    window: str | None = None
+    priority: int = NORMAL
+    queue: str | None = None
+
+    def check(self, registry: Registry) -> ModelSpec:
+        """The model that will answer. Raises what would else only come out when the job runs."""
+        unknown = [f for f in self.formats if f not in FORMATS]
+        if unknown or not self.formats:
+            raise UsageError(f"there is no format '{unknown[0][:40] if unknown else ''}'; there are: {', '.join(FORMATS)}")
+        prompts = parse_prompts(self.prompts)
+        words = any(isinstance(p, Text) for p in prompts)
+        if words and not all(isinstance(p, Text) for p in prompts):
+            raise PromptError("give either words or points, boxes, scribbles and lassos, not both")
+        _threshold(self.parameters)
+        if self.model is not None:
+            spec = registry.spec(self.model)
+        elif prompts:
+            texts = [p.text for p in prompts if isinstance(p, Text)]
+            spec = registry.first_for(texts, self.modality) if words else registry.first(Task.INTERACTIVE)
+        else:
+            raise UsageError("say what to segment: name a model that finds its structures by itself, or give prompts")
+        if spec.task not in (Task.TEXT, Task.INTERACTIVE, Task.SCRIBBLES, Task.SEGMENT):
+            raise UsageError(f"the model '{spec.id}' makes no masks")
+        if spec.task is Task.SEGMENT and any(not isinstance(p, Text) for p in prompts):
+            raise PromptError(f"the model '{spec.id}' takes no points or lines")
+        if spec.task is not Task.SEGMENT and not prompts:
+            raise PromptError(f"the model '{spec.id}' needs prompts: {', '.join(spec.prompts)}")
+        return spec
+
+
+def submit(
+    service: Service,
+    backend: Backend,
+    request: SegmentRequest,
+    source: Upload | Study,
+    *,
+    key: str | None = None,
+    owner: str | None = None,
+    same_within: float | None = None,
+    series_id: str | None = None,
+) -> tuple[Job, bool]:
+    """The job of a request, and whether it is new. source: an upload, which is kept, or a study that is there already."""
+    spec = request.check(service.registry)
+    settings = backend.settings
+    suffix = source.suffix[:16] or ""
+    scan = Stored(SCAN + suffix, source.digest, source.size if isinstance(source, Upload) else source.bytes)
+    new = NewJob(
+        kind=KIND,
+        request={
+            "model": spec.id,
+            "prompts": list(request.prompts),
+            "parameters": dict(request.parameters),
+            "formats": list(request.formats),
+            "series_uid": request.series_uid,
+            "modality": request.modality,
+            "window": request.window,
+            "suffix": suffix,
+        },
+        inputs=(scan,),
+        queue=request.queue or ("gpu" if any(d != "cpu" for d in spec.devices) else "cpu"),
+        priority=request.priority,
+        model=spec.id,
+        owner=owner,
+        study_id=None if isinstance(source, Upload) else source.id,
+        series_id=series_id,
+        max_attempts=settings.job_attempts,
+    )
+    files = {source.digest: source.file} if isinstance(source, Upload) else None
+    within = settings.job_same_within if same_within is None else same_within
+    return backend.submit(new, key=key, same_within=within, files=files)
+
+
+def handler(service: Service) -> Handler:
+    """What workers are given: runs a segmentation on this service's models."""
+
+    def work(given: JobInput, run: Run) -> JobResult:
+        return _segment(service, given, run)
+
+    return work
+
+
+def _segment(service: Service, given: JobInput, run: Run) -> JobResult:
+    asked = given.request
+    seconds: dict[str, float] = {}
+    run.check(0.0, "reading the scan")
+    started = time.perf_counter()
+    scan = given.job.inputs[0]
+    how = {name: asked.get(name) for name in ("series_uid", "modality", "window")}
+    volume = service.open_stored(given.files[scan.name], scan.digest, asked.get("suffix", ""), **how)
+    seconds["read"] = time.perf_counter() - started
+    run.check(0.1, "segmenting")
+    within = Run(lambda f, message: run.progress(0.1 + 0.7 * f, message or "segmenting"), run.cancelled)
+    result = _answer(service, volume, asked, within)
+    seconds |= dict(result.provenance.seconds)
+    run.check(0.8, "writing")
+    started = time.perf_counter()
+    facts = describe(result, volume)
+    products = []
+    for number, name in enumerate(asked["formats"]):
+        run.check(0.8 + 0.2 * number / len(asked["formats"]), f"writing {name}")
+        file, media_type = FORMATS[name]
+        products.append(Product(file, encode(name, result, volume, facts), media_type))
+    seconds["write"] = time.perf_counter() - started
+    return JobResult(tuple(products), facts, seconds)
+
+
+def _answer(service: Service, volume: Volume, asked: Mapping[str, Any], run: Run) -> Segmentation:
+    prompts = parse_prompts(asked["prompts"])
+    parameters = dict(asked["parameters"])
+    threshold = _threshold(parameters)
+    options = {k: v for k, v in parameters.items() if k != "threshold"}
+    spec = service.registry.spec(asked["model"])
+    if spec.task is Task.SCRIBBLES:
+        boxes = [p for p in prompts if isinstance(p, Box)]
+        if len(boxes) > 1:
+            raise UsageError(f"{spec.id} takes one box at most")
+        rest = [p for p in prompts if not isinstance(p, Box)]
+        return service.separate(volume, rest, roi=boxes[0] if boxes else None, options=options, model=spec.id)
+    if spec.task is Task.SEGMENT and prompts:
+        return service.label(volume, model=spec.id, options=options, labels=[p.text for p in prompts if isinstance(p, Text)], run=run)
+    return service.segment(volume, prompts, threshold=threshold, model=spec.id, options=options or None, run=run)
+
+
+def _threshold(parameters: Mapping[str, Any]) -> float:
+    value = parameters.get("threshold", 0.5)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError("threshold must be a number from 0 to 1")
+    return float(value)
+
+
+def describe(result: Segmentation, volume: Volume) -> dict[str, Any]:
+    """What measurements.json holds: every class with its figures, the image, and how the answer came about."""
+    from isocenter.analysis.diameters import diameters
+
+    labels = []
+    for measured in measure(result, volume):
+        entry = measured.as_dict()
+        entry |= {"longest_mm": None, "short_axis_mm": None, "touches_border": None}
+        if measured.box is not None:
+            (x0, y0, z0), (x1, y1, z1) = measured.box
+            crop = result.mask[z0 : z1 + 1, y0 : y1 + 1, x0 : x1 + 1] == measured.label
+            found = diameters(crop, result.grid, first=(z0, y0, x0))
+            if found is not None:
+                entry["longest_mm"] = round(found.longest.length_mm, 3)
+                entry["short_axis_mm"] = round(found.short.length_mm, 3)
+            z, y, x = volume.shape
+            entry["touches_border"] = min(x0, y0, z0) == 0 or x1 == x - 1 or y1 == y - 1 or z1 == z - 1
+        entry["mean_hu"] = entry["mean"] if volume.unit == "HU" else None
+        labels.append(entry)
+    return {"model": result.provenance.model, "labels": labels, "image": describe_image(volume), "provenance": result.provenance.as_dict()}
+
+
+def encode(name: str, result: Segmentation, volume: Volume, facts: Mapping[str, Any]) -> bytes:
+    """The bytes of a result in one of `FORMATS`."""
+    if name == "measurements":
+        return (json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+    if name == "preview":
+        from isocenter.io import preview
+
+        return preview.png(volume, result)
+    if name == "image":
+        return write.encode_image(volume, ".nii.gz")
+    if name in ("stl", "obj"):
+        return _surfaces(name, result)
+    return write.encode(result, FORMATS[name][0].removeprefix("mask"), volume)
+
+
+def _surfaces(kind: str, result: Segmentation) -> bytes:
+    """The surfaces of all labels that are there."""
+    import numpy as np
+
+    from isocenter.analysis.surface import mesh
+    from isocenter.io import mesh as files
+
+    meshes = []
+    for label in result.labels:
+        inside = result.mask == label.value
+        used = [np.flatnonzero(inside.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        if not used[0].size:
+            continue
+        first = (int(used[0][0]), int(used[1][0]), int(used[2][0]))
+        crop = inside[tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)]
+        corners, triangles = mesh(crop, result.grid, first=first)
+        meshes.append((corners, files.outward(corners, triangles), label.name))
+    return files.stl(meshes) if kind == "stl" else files.obj(meshes)

@@ -1,0 +1,1 @@
+"""BiomedParse v2: its own repository's code in a process of its own, and what goes in and comes out."""

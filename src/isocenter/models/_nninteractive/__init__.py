@@ -1,0 +1,1 @@
+"""nnInteractive: the library's own inference session behind the program's interactive seam."""

@@ -1,0 +1,194 @@
+"""nnU-Net v2: any trained-model folder, so also every task of TotalSegmentator, answering its whole label map.
+
+For folders as nnU-Net v2 writes and publishes them (`plans.json`, `dataset.json`, `fold_*/checkpoint_final.pth`, or the
+weights as safetensors), with one input image: 2d, 3d_lowres and 3d_fullres configurations, one fold or several averaged,
+labels or nested regions, PlainConvUNet and ResidualEncoderUNet. Pickled weights are read with `weights_only=True` alone.
+Class names come from `dataset.json`; words are understood by them.
+
+nnU-Net does not turn scans into one orientation unless its reader does: what a network knows of left and right depends on
+how its training data lay. A reader that reorients, the option `orientation` of the catalog or a key "orientation" in
+`dataset.json` say so, and scans are turned into it and masks back, exactly. TotalSegmentator's networks were trained on
+"RAS". Where nobody says, the scan goes in as it is stored, as nnU-Net itself does, and the answer has a note.
+
+Not supported, and refused with a sentence: networks of several input images, second stages of cascades, trainers with
+networks of their own (Primus, MedNeXt). `postprocessing.pkl` is not read. Published weights were not at hand: what was
+tried are networks trained here, random ones of both kinds and files as nnU-Net's trainer writes them; that the
+published ones of TotalSegmentator and of the decathlon (liver, lung) load is expected and was not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isocenter.core.catalog import Entry
+from isocenter.core.errors import ModelError, UnsupportedError, UsageError
+from isocenter.core.geometry import reorient, restore
+from isocenter.core.model import QUIET, LabelMap, ModelContext, ModelSpec, Run, Task
+from isocenter.core.segmentation import Label
+from isocenter.core.volume import Volume
+from isocenter.models import _weights
+from isocenter.models._nnunet import folder as _folder
+
+if TYPE_CHECKING:
+    from isocenter.models._nnunet.folder import Trained
+    from isocenter.models._nnunet.network import Network
+
+_CITATION = "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, Nature Methods 2021"
+#: What a request may change, with its defaults. orientation "" is the network's own.
+_OPTIONS: Mapping[str, Any] = {"mirror": True, "step": 0.5, "orientation": ""}
+
+
+def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
+    """The spec of a trained-model folder; it may lie one or two folders below, as archives have it.
+
+    entry.options: configuration, folds, orientation, mirror, step, synonyms. Raises `ModelError` for an unusable folder.
+    """
+    known = dict(entry.options) if entry else {}
+    trained = _folder.read(folder, known)
+    size = sum(path.stat().st_size for path in trained.checkpoints)
+    scratch = _folder.scratch_bytes(trained)
+    options = {name: known.get(name, default) for name, default in _OPTIONS.items()} | {"orientation": trained.orientation or ""}
+    kept = {name: known[name] for name in ("configuration", "folds") if name in known}
+    return ModelSpec(
+        id=entry.id if entry else folder.name,
+        version=(entry.revision[:12] if entry else "") or "1",
+        task=Task.SEGMENT,
+        factory="isocenter.models.nnunet:NNUNet",
+        description=(entry.description if entry else "") or f"nnU-Net {trained.name} with {len(trained.labels)} labels",
+        modalities=(trained.modality,) if trained.modality else (),
+        dimensions=(2, 3),
+        labels=trained.labels,
+        synonyms=_synonyms(trained.labels) | dict(known.get("synonyms") or {}),
+        options=options | kept,
+        licence=(entry.licence if entry else "") or "unknown",
+        citation=(entry.citation if entry else "") or _CITATION,
+        weights_sha256=_weights.sha256(trained.checkpoints),
+        weights_bytes=size,
+        weights=folder,
+        packages=("torch", "nnunetv2"),
+        # All folds are kept in memory and one of them in the network besides.
+        resident_bytes={precision: size + size // len(trained.checkpoints) for precision in ("float32", "bfloat16", "float16")},
+        scratch_bytes={"float32": scratch, "bfloat16": scratch, "float16": scratch},
+        devices=("cpu", "cuda", "mps"),
+    )
+
+
+def _synonyms(labels: tuple[Label, ...]) -> dict[str, str]:
+    """TotalSegmentator's "lung_upper_lobe_left" is a part of the left lung, but "kidney_left" is also asked for as plain "left kidney"."""
+    found = {}
+    for label in labels:
+        name, _, side = label.name.rpartition("_")
+        if name and side in ("left", "right"):
+            found[f"{side} {name.replace('_', ' ')}"] = label.name
+    return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    mirror: bool
+    step: float
+    orientation: str
+
+
+class NNUNet:
+    """One trained model. For one caller at a time."""
+
+    def __init__(self) -> None:
+        self._network: Network | None = None
+        self._context = ModelContext()
+        self._defaults: dict[str, Any] = {}
+
+    def load(self, context: ModelContext) -> None:
+        """Read plans and weights and build the network. Raises `ModelError`."""
+        try:
+            import torch
+
+            from isocenter.models._nnunet import network
+        except ImportError:
+            raise ModelError("nnU-Net's library is not installed here; install it with: pip install 'isocenter[torch,nnunet]'") from None
+        self._context = context
+        self._defaults = dict(context.spec.options) if context.spec else {}
+        if context.device == "cpu":
+            torch.set_num_threads(max(1, context.threads))
+        self._network = network.build(_folder.read(context.weights, self._defaults))
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._network = None
+
+    def segment(self, volume: Volume, *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> LabelMap:
+        """All its labels. options: `mirror` (average over flips, where training allowed it), `step` (of the tiles, 0..1) and
+        `orientation` (three letters; "stored" for the scan as it is).
+
+        The tiles' size is part of the network; `run.batch` tiles are computed at once (1 by default, as nnU-Net does).
+        Raises `UnsupportedError` for a modality that it was not trained on, `UsageError` for an option that it does not know.
+        """
+        if self._network is None:
+            raise ModelError("the model is not loaded")
+        network, trained = self._network, self._network.trained
+        asked = self._asked(options or {})
+        notes = _notes(volume, trained, asked)
+        mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in trained.labels) < 256 else np.uint16)
+        if not np.any(volume.array):
+            return LabelMap(mask, trained.labels, notes=(*notes, "the scan holds nothing but zeros"))
+        from isocenter.models._nnunet.predict import segment
+
+        grid = volume.grid
+        target = asked.orientation or grid.orientation
+        array = np.array(reorient(volume.array, grid, target), dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise UnsupportedError("the scan holds voxels that are not finite numbers; replace them first")
+        # A grid of the turned spacing: the axes of `reorient`, in (z, y, x).
+        spacing = [float(volume.spacing_zyx[axis]) for axis in _axes(volume, target)]
+        answer = segment(
+            network,
+            array,
+            spacing,
+            device=self._context.device,
+            precision=self._context.precision,
+            mirror=asked.mirror,
+            step=asked.step,
+            run=run,
+        )
+        return LabelMap(np.ascontiguousarray(restore(answer, grid, target)), trained.labels, notes=notes)
+
+    def _asked(self, options: Mapping[str, Any]) -> _Asked:
+        merged = {**_OPTIONS, **self._defaults, **options}
+        unknown = set(options) - set(_OPTIONS)
+        if unknown:
+            raise UsageError(f"'{min(unknown)[:40]}' is no option of this model; it takes: {', '.join(_OPTIONS)}")
+        mirror, step, orientation = merged["mirror"], merged["step"], merged["orientation"]
+        if not isinstance(mirror, bool):
+            raise UsageError("mirror must be true or false")
+        if isinstance(step, bool) or not isinstance(step, int | float) or not 0.1 <= step <= 1:
+            raise UsageError("step must be a number from 0.1 to 1")
+        if orientation not in ("", "stored") and not _folder.is_orientation(orientation):
+            raise UsageError('orientation must be three letters such as "RAS", or "stored" for the scan as it is')
+        return _Asked(mirror, float(step), "" if orientation == "stored" else orientation)
+
+
+def _axes(volume: Volume, target: str) -> tuple[int, int, int]:
+    from isocenter.core.geometry import axes_towards
+
+    return axes_towards(volume.grid, target)[0]
+
+
+def _notes(volume: Volume, trained: Trained, asked: _Asked) -> tuple[str, ...]:
+    """What the reader of the answer should know. Raises `UnsupportedError` for another modality."""
+    notes = []
+    if trained.modality and volume.modality not in (trained.modality, None):
+        raise UnsupportedError(f"this network was trained on {trained.modality}, the scan is {volume.modality}; choose another model")
+    if trained.modality and volume.modality is None:
+        notes.append(f"nobody says what kind of scan this is; it was taken for {trained.modality}")
+    if not asked.orientation:
+        notes.append(
+            f"nobody says how this network's training data lay; the scan went in as stored ({volume.grid.orientation}): check left and right"
+        )
+    if trained.regions:
+        notes.append("the labels are nested regions; a voxel carries the innermost one's")
+    return tuple(notes)

@@ -1,0 +1,287 @@
+"""Vectors and what is near them: one seam over exact search in process, pgvector, and the ruvector extension.
+
+Similarity is the cosine. The two extensions have the same operators and literals and differ in names only; where an index
+cannot be made, the search is exact, which is never wrong. Facts are small JSON beside each vector, never patients' names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.engine import Connection
+
+from isocenter.core.errors import UsageError
+from isocenter.store.database import Database
+
+_NAME = re.compile(r"[A-Za-z0-9._@:-]{1,200}")
+_MOST_DIMENSIONS = 4096
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A vector found. similarity: cosine, 1 for the same direction. facts: what was kept with it."""
+
+    key: str
+    similarity: float
+    facts: Mapping[str, Any]
+
+
+class Vectors(Protocol):
+    """Where vectors are kept, by collection and key; all of a collection have one length."""
+
+    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
+        """Keep a vector; one of the same key is replaced. Raises `UsageError` for one that is empty, zero or not finite."""
+
+    def search(self, collection: str, vector: NDArray[np.floating], k: int = 10) -> list[Hit]:
+        """The `k` nearest, nearest first; equal ones by key."""
+
+    def delete(self, collection: str, key: str | None = None) -> int:
+        """Forget one vector, or a whole collection; how many there were."""
+
+    def count(self, collection: str) -> int:
+        """How many a collection holds."""
+
+
+def open_vectors(database: Database) -> Vectors:
+    """The best that the database has: ruvector, pgvector, or exact search in this process."""
+    if database.dialect == "postgresql":
+        listed = sa.text(
+            "SELECT name FROM pg_available_extensions WHERE name IN ('ruvector', 'vector') "
+            "UNION SELECT typname FROM pg_type WHERE typname IN ('ruvector', 'vector')"
+        )
+        names = set(database.read(lambda connection: connection.execute(listed).scalars().all()))
+        for flavour in (RUVECTOR, PGVECTOR):
+            if flavour.extension in names:
+                return ServerVectors(database, flavour)
+    return BlobVectors(database)
+
+
+def _checked(collection: str, key: str | None, vector: NDArray[np.floating] | None) -> NDArray[np.float32]:
+    """The vector at length one. Raises `UsageError` for names and vectors that cannot be kept."""
+    for name, what in ((collection, "a collection's name"), (key, "a vector's key")):
+        if name is not None and not _NAME.fullmatch(name):
+            raise UsageError(f"{what} has 1 to 200 letters, digits or . _ @ : -")
+    if vector is None:
+        return np.zeros(0, np.float32)
+    flat = np.asarray(vector, dtype=np.float64).reshape(-1)
+    norm = float(np.linalg.norm(flat))
+    if not 0 < flat.size <= _MOST_DIMENSIONS or not np.isfinite(norm) or norm == 0:
+        raise UsageError(f"a vector has 1 to {_MOST_DIMENSIONS} finite numbers, not all of them 0")
+    return np.asarray(flat / norm, dtype=np.float32)
+
+
+class BlobVectors:
+    """Float32 BLOBs in a table of any database, searched exactly in this process (0.7 ms for 20,000 x 384).
+
+    The matrix of a collection is kept in memory as long as nobody, in whatever process, changes the collection.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = Lock()
+        self._kept: dict[str, tuple[int, list[str], list[str], NDArray[np.float32]]] = {}
+        meta = sa.MetaData()
+        self._rows = sa.Table(
+            "isocenter_vectors",
+            meta,
+            sa.Column("collection", sa.Text, primary_key=True),
+            sa.Column("key", sa.Text, primary_key=True),
+            sa.Column("facts", sa.Text, nullable=False),
+            sa.Column("vector", sa.LargeBinary, nullable=False),
+        )
+        self._changes = sa.Table(
+            "isocenter_vector_changes", meta, sa.Column("collection", sa.Text, primary_key=True), sa.Column("number", sa.Integer, nullable=False)
+        )
+        database.write(lambda connection: meta.create_all(connection))
+
+    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
+        unit = _checked(collection, key, vector)
+        rows = self._rows
+
+        def work(connection: Connection) -> None:
+            other = connection.execute(sa.select(rows.c.vector).where(rows.c.collection == collection).limit(1)).scalar()
+            if other is not None and len(other) != unit.nbytes:
+                raise UsageError(f"this collection's vectors have {len(other) // 4} numbers, not {unit.size}")
+            connection.execute(sa.delete(rows).where(rows.c.collection == collection, rows.c.key == key))
+            told = json.dumps(dict(facts or {}), allow_nan=False)
+            connection.execute(sa.insert(rows).values(collection=collection, key=key, facts=told, vector=unit.tobytes()))
+            self._changed(connection, collection)
+
+        self._database.write(work)
+
+    def search(self, collection: str, vector: NDArray[np.floating], k: int = 10) -> list[Hit]:
+        unit = _checked(collection, None, vector)
+        keys, facts, matrix = self._matrix(collection)
+        if not keys:
+            return []
+        if matrix.shape[1] != unit.size:
+            raise UsageError(f"this collection's vectors have {matrix.shape[1]} numbers, not {unit.size}")
+        near = matrix @ unit
+        some = np.argpartition(-near, min(k, len(keys)) - 1)[:k] if k < len(keys) else np.arange(len(keys))
+        order = sorted(some.tolist(), key=lambda i: (-float(near[i]), keys[i]))
+        return [Hit(keys[i], float(near[i]), json.loads(facts[i])) for i in order[:k]]
+
+    def delete(self, collection: str, key: str | None = None) -> int:
+        _checked(collection, key, None)
+        rows = self._rows
+
+        def work(connection: Connection) -> int:
+            which = [rows.c.collection == collection, *([rows.c.key == key] if key is not None else [])]
+            gone = connection.execute(sa.delete(rows).where(*which)).rowcount
+            self._changed(connection, collection)
+            return int(gone)
+
+        return self._database.write(work)
+
+    def count(self, collection: str) -> int:
+        rows = self._rows
+        query = sa.select(sa.func.count()).select_from(rows).where(rows.c.collection == collection)
+        return int(self._database.read(lambda connection: connection.execute(query).scalar_one()))
+
+    def _changed(self, connection: Connection, collection: str) -> None:
+        changes = self._changes
+        counted = connection.execute(sa.update(changes).where(changes.c.collection == collection).values(number=changes.c.number + 1)).rowcount
+        if not counted:
+            connection.execute(sa.insert(changes).values(collection=collection, number=1))
+
+    def _matrix(self, collection: str) -> tuple[list[str], list[str], NDArray[np.float32]]:
+        rows, changes = self._rows, self._changes
+
+        def read(connection: Connection) -> tuple[int, list[str], list[str], NDArray[np.float32]]:
+            number = connection.execute(sa.select(changes.c.number).where(changes.c.collection == collection)).scalar() or 0
+            with self._lock:
+                kept = self._kept.get(collection)
+            if kept is not None and kept[0] == number:
+                return kept
+            found = connection.execute(sa.select(rows.c.key, rows.c.facts, rows.c.vector).where(rows.c.collection == collection)).all()
+            matrix = (
+                np.frombuffer(b"".join(row.vector for row in found), np.float32).reshape(len(found), -1) if found else np.zeros((0, 0), np.float32)
+            )
+            return number, [row.key for row in found], [row.facts for row in found], matrix
+
+        kept = self._database.read(read)
+        with self._lock:
+            self._kept[collection] = kept
+        return kept[1:]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """An extension's names."""
+
+    extension: str
+    type: str
+    operators: str
+
+
+PGVECTOR = Flavour("vector", "vector", "vector_cosine_ops")
+RUVECTOR = Flavour("ruvector", "ruvector", "ruvector_cosine_ops")
+
+
+class ServerVectors:
+    """Vectors in PostgreSQL, searched by the server; a table for each length. indexed: whether an HNSW index could be made."""
+
+    def __init__(self, database: Database, flavour: Flavour = PGVECTOR) -> None:
+        self._database = database
+        self._flavour = flavour
+        self._sizes: set[int] = set()
+        self.indexed = True
+
+        def prepare(connection: Connection) -> None:
+            # Whoever runs this may use an extension that is there without being allowed to create one.
+            if not connection.execute(sa.text("SELECT 1 FROM pg_type WHERE typname = :t"), {"t": flavour.type}).scalar():
+                connection.execute(sa.text(f"CREATE EXTENSION IF NOT EXISTS {flavour.extension}"))
+
+        database.write(prepare)
+
+    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
+        unit = _checked(collection, key, vector)
+        table = self._table(unit.size)
+        other = next((size for size in self._known() if size != unit.size and self._count(size, collection)), None)
+        if other is not None:
+            raise UsageError(f"this collection's vectors have {other} numbers, not {unit.size}")
+        told = {"c": collection, "k": key, "f": json.dumps(dict(facts or {}), allow_nan=False), "v": _literal(unit)}
+        insert = sa.text(
+            f"INSERT INTO {table} (collection, key, facts, v) VALUES (:c, :k, :f, CAST(:v AS {self._flavour.type})) "  # noqa: S608 - our own names
+            "ON CONFLICT (collection, key) DO UPDATE SET facts = EXCLUDED.facts, v = EXCLUDED.v"
+        )
+        self._database.write(lambda connection: connection.execute(insert, told))
+
+    def search(self, collection: str, vector: NDArray[np.floating], k: int = 10) -> list[Hit]:
+        unit = _checked(collection, None, vector)
+        known = [size for size in self._known() if self._count(size, collection)]
+        if known and unit.size not in known:
+            raise UsageError(f"this collection's vectors have {known[0]} numbers, not {unit.size}")
+        table, kind = self._table(unit.size), self._flavour.type
+        near = f"v <=> CAST(:v AS {kind})"
+        query = sa.text(f"SELECT key, facts, {near} AS far FROM {table} WHERE collection = :c ORDER BY {near}, key LIMIT :k")  # noqa: S608 - our own names
+        told = {"c": collection, "v": _literal(unit), "k": k}
+        rows = self._database.read(lambda connection: connection.execute(query, told).all())
+        return [Hit(row.key, 1.0 - float(row.far), json.loads(row.facts)) for row in rows]
+
+    def delete(self, collection: str, key: str | None = None) -> int:
+        _checked(collection, key, None)
+        which = "collection = :c" + (" AND key = :k" if key is not None else "")
+        told = {"c": collection, **({"k": key} if key is not None else {})}
+
+        def work(connection: Connection) -> int:
+            return sum(
+                connection.execute(sa.text(f"DELETE FROM {self._name(size)} WHERE {which}"), told).rowcount  # noqa: S608 - our own names
+                for size in self._known()
+            )
+
+        return self._database.write(work)
+
+    def count(self, collection: str) -> int:
+        return sum(self._count(size, collection) for size in self._known())
+
+    def _count(self, size: int, collection: str) -> int:
+        query = sa.text(f"SELECT count(*) FROM {self._name(size)} WHERE collection = :c")  # noqa: S608 - our own names
+        return int(self._database.read(lambda connection: connection.execute(query, {"c": collection}).scalar_one()))
+
+    def _name(self, size: int) -> str:
+        return f"isocenter_{self._flavour.type}_{size}"
+
+    def _known(self) -> Sequence[int]:
+        """Lengths for which there are tables, also those that other processes made."""
+        query = sa.text("SELECT tablename FROM pg_tables WHERE tablename LIKE :p AND schemaname = current_schema()")
+        pattern = f"isocenter\\_{self._flavour.type}\\_%"
+        names = self._database.read(lambda connection: connection.execute(query, {"p": pattern}).scalars().all())
+        return sorted(int(name.rsplit("_", 1)[1]) for name in names)
+
+    def _table(self, size: int) -> str:
+        """The table of a length, made when it is first needed; without the index where the server cannot make it."""
+        name = self._name(size)
+        if size in self._sizes:
+            return name
+        kind, operators = self._flavour.type, self._flavour.operators
+
+        def make(connection: Connection) -> bool:
+            connection.execute(
+                sa.text(
+                    f"CREATE TABLE IF NOT EXISTS {name} (collection text NOT NULL, key text NOT NULL, facts text NOT NULL, "
+                    f"v {kind}({size}) NOT NULL, PRIMARY KEY (collection, key))"
+                )
+            )
+            try:
+                with connection.begin_nested():
+                    connection.execute(sa.text(f"CREATE INDEX IF NOT EXISTS {name}_near ON {name} USING hnsw (v {operators})"))
+            except sa.exc.DBAPIError:
+                return False
+            return True
+
+        self.indexed = self._database.write(make)
+        self._sizes.add(size)
+        return name
+
+
+def _literal(unit: NDArray[np.float32]) -> str:
+    return "[" + ",".join(f"{float(v):.9g}" for v in unit) + "]"

@@ -1,0 +1,366 @@
+"""A patient from scans over time to a case: `isocenter track` and the patients' API, step by step and with nothing done twice.
+
+Every visit leaves its files under `processed/{pseudonym}/{timepoint}/`; what is already there and was made from the same
+bytes, with the same settings, is taken as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from isocenter.analysis import appearance
+from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
+from isocenter.analysis.case_json import as_dict
+from isocenter.analysis.growth.forecast import BROAD, Population
+from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion, split
+from isocenter.analysis.narrative import template
+from isocenter.analysis.preprocess import preprocess
+from isocenter.analysis.report import html, tables
+from isocenter.analysis.report.thumbnails import thumbnail
+from isocenter.analysis.tracking.graph import Correction
+from isocenter.core.errors import IsocenterError, ModelError, UsageError
+from isocenter.core.geometry import Triple, onto
+from isocenter.core.model import QUIET, Run, Task
+from isocenter.core.patient import Lesion, Patient, Timepoint
+from isocenter.core.prompts import Point
+from isocenter.core.settings import Limits
+from isocenter.core.volume import Volume
+from isocenter.io import door, visits, write
+from isocenter.io.visits import StudyFiles, VisitFiles
+from isocenter.service import Service
+
+#: Anything that changes what a visit's files hold changes this.
+_VERSION = "1"
+_BLOCK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """How lesions are found and what is kept. model, labels: for visits that have neither a mask nor clicks.
+
+    least_mm3: smaller specks are not lesions. preprocessed: whether scans ready for networks are written too.
+    """
+
+    model: str | None = None
+    labels: tuple[str, ...] = ()
+    least_mm3: float = 30.0
+    spacing_mm: float | None = None
+    preprocessed: bool = True
+    register: bool = True
+    immunotherapy: bool = False
+
+
+def track(
+    service: Service,
+    place: Path,
+    out: Path,
+    *,
+    options: TrackOptions | None = None,
+    corrections: Sequence[Correction] = (),
+    population: Population = BROAD,
+    run: Run = QUIET,
+) -> Case:
+    """The case of the patient whose study lies at `place`; its files go to `out`. Raises what reading and models raise.
+
+    One visit that cannot be read does not stop the others: it counts as not evaluated, and says why.
+    """
+    options = options or TrackOptions()
+    study = visits.read(place, service.settings)
+    patient = Patient(study.patient_id, tuple(Timepoint(v.id, v.day, v.scan_date, v.modality) for v in study.visits), study.therapies)
+    home = out / "processed" / study.patient_id
+    steps = 2 * len(study.visits) + 2
+    measured_visits: list[MeasuredVisit] = []
+    for k, visit in enumerate(study.visits):
+        run.check(2 * k / steps, f"{visit.id}: reading and measuring")
+        measured_visits.append(_visit(service, study, visit, home / visit.id, options, run))
+    for k, (before, after) in enumerate(_pairs(measured_visits)):
+        run.check((2 * len(study.visits) + k / len(measured_visits)) / steps, f"{before.timepoint.timepoint_id}: bringing it to the next visit")
+        measured_visits[measured_visits.index(before)] = _carried(service, study, before, after, home, options)
+    run.check((steps - 1) / steps, "following lesions")
+    case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
+    case = replace(case, notes=(*study.notes, *case.notes))
+    run.check((steps - 0.5) / steps, "writing the report")
+    _report(case, study, home, out)
+    run.check(1.0, "done")
+    return case
+
+
+def _report(case: Case, study: StudyFiles, home: Path, out: Path) -> None:
+    """growth.json beside the visits; case.json, measurements.csv and report.html."""
+    story, told = template.write(case), as_dict(case)
+    _save(home / "growth.json", _json({"growth": told["growth"]}))
+    _save(out / "case.json", _json({**told, "narrative": asdict(story)}))
+    _save(out / "measurements.csv", tables.measurements(case).encode())
+    shots = _Shots({v.id: v for v in study.visits}, home)
+    version = metadata.version("isocenter")
+    facts = {"Isocenter": version, "Narrative": story.model, "Appearance": f"{appearance.NAME} {appearance.VERSION}"}
+    source = f"Written by {story.model} from the measurements alone. {story.disclaimer}"
+    page = html.render(case, story.parts, source, thumbnail=shots, provenance=facts)
+    _save(out / "report.html", page.encode())
+
+
+class _Shots:
+    """Pictures of lesions, out of the visits' own files; one scan is held at a time."""
+
+    def __init__(self, files: Mapping[str, VisitFiles], home: Path) -> None:
+        self._files, self._home = files, home
+        self._name = ""
+        self._scan: Volume | None = None
+        self._mask: NDArray[np.generic] | None = None
+        self._limits = Limits()
+
+    def __call__(self, lesion: Lesion) -> bytes | None:
+        if lesion.timepoint_id != self._name:
+            folder = self._home / lesion.timepoint_id
+            self._scan = door.read_path(folder / "scan.nii.gz", limits=self._limits, modality=self._files[lesion.timepoint_id].modality)
+            self._mask = np.load(folder / "mask.npy", allow_pickle=False)
+            self._name = lesion.timepoint_id
+        if self._scan is None or self._mask is None:
+            return None
+        return thumbnail(self._scan.array, self._mask, self._scan.grid, lesion, unit=lesion.unit or "")
+
+
+def _pairs(found: Sequence[MeasuredVisit]) -> list[tuple[MeasuredVisit, MeasuredVisit]]:
+    seen = [v for v in found if v.found is not None]
+    return list(pairwise(seen))
+
+
+# One visit
+
+
+def _visit(service: Service, study: StudyFiles, visit: VisitFiles, folder: Path, options: TrackOptions, run: Run) -> MeasuredVisit:
+    point = Timepoint(visit.id, visit.day, visit.scan_date, visit.modality)
+    if visit.image is None:
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan")
+    try:
+        key = _key(service, study, visit, options)
+        known = _stored(folder, key, study)
+        if known is None:
+            known = _measure(service, study, visit, folder, options, key, run)
+    except ModelError:
+        raise
+    except IsocenterError as error:
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=error.message)
+    found, spacing, _, notes = known
+    return MeasuredVisit(point, found, spacing, None, visit.new_lesions, None, notes)
+
+
+def _measure(
+    service: Service, study: StudyFiles, visit: VisitFiles, folder: Path, options: TrackOptions, key: str, run: Run
+) -> tuple[tuple[Found, ...], Triple, str | None, tuple[str, ...]]:
+    """Read, segment and measure a visit, and leave its files."""
+    volume = _open(service, visit)
+    mask, method, notes = _mask(service, visit, volume, options, run)
+    found, vectors = _lesions(study, mask, volume, method, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").unlink(missing_ok=True)
+    _save(folder / "scan.nii.gz", write.encode_image(volume, ".nii.gz"))
+    from isocenter.io import nifti
+
+    _save(folder / "mask.nii.gz", nifti.write(mask, volume.grid, header=write.nifti_header_of(volume), compress=True, description="isocenter track"))
+    _save_array(folder / "mask.npy", mask)
+    _save_array(folder / "embedding.npy", vectors)
+    if options.preprocessed and volume.grid.is_orthogonal:
+        _save_preprocessed(folder / "preprocessed.safetensors", volume, options)
+    rows = [{**asdict(f), "appearance": None} for f in found]
+    facts = {
+        "lesions": rows,
+        "spacing_mm": volume.spacing,
+        "modality": volume.modality,
+        "notes": notes,
+        "embedding": f"{appearance.NAME} {appearance.VERSION}",
+    }
+    _save(folder / "measurements.json", _json(facts))
+    # Last: a visit whose files are not all there has no state, and is made again.
+    _save(folder / "state.json", _json({"key": key}))
+    return found, volume.spacing, volume.modality, notes
+
+
+def _open(service: Service, visit: VisitFiles) -> Volume:
+    if visit.image is None:
+        raise UsageError("this visit has no scan")
+    return service.open_path(visit.image, series_uid=visit.series_uid, modality=visit.modality)
+
+
+def _mask(service: Service, visit: VisitFiles, volume: Volume, options: TrackOptions, run: Run) -> tuple[NDArray[np.generic], str, tuple[str, ...]]:
+    """The label map of a visit's lesions, how it was made, and what its reader should know."""
+    notes = volume.source.notes
+    if visit.mask is not None:
+        given = door.read_path(visit.mask, limits=service.settings)
+        values = onto(given.array, given.grid, volume.grid)
+        if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
+            raise UsageError("the mask holds values that are no labels; give a label map")
+        if float(values.min()) < 0 or float(values.max()) > 65535:
+            raise UsageError("the mask's labels must lie between 0 and 65535")
+        return np.ascontiguousarray(values, dtype=np.uint8 if values.max() < 256 else np.uint16), "given", notes
+    if visit.clicks:
+        mask = np.zeros(volume.shape, np.uint8)
+        for k, clicks in enumerate(visit.clicks, start=1):
+            one = service.segment(volume, [Point((z, y, x)) for x, y, z in clicks], run=run)
+            mask[(one.mask != 0) & (mask == 0)] = k
+        return mask, "clicks", notes
+    if options.model is None:
+        raise ModelError(
+            "a visit has neither a mask nor clicks, and no model was named: give --model (`isocenter models list` shows what is installed), "
+            "or list masks or clicks in a study.json"
+        )
+    spec = service.registry.spec(options.model)
+    if spec.task is Task.SEGMENT:
+        result = service.label(volume, model=spec.id, labels=options.labels or None, run=run)
+    else:
+        from isocenter.core.prompts import Text
+
+        words = options.labels or ("lesion", "tumor")
+        result = service.segment(volume, [Text(w) for w in words], model=spec.id, run=run)
+    return result.mask, "model", (*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}")
+
+
+def _lesions(
+    study: StudyFiles, mask: NDArray[np.generic], volume: Volume, method: str, options: TrackOptions
+) -> tuple[tuple[Found, ...], NDArray[np.float32]]:
+    """Every connected lesion of every label, largest first within a label, with its appearance."""
+    least = max(1, int(np.ceil(options.least_mm3 / volume.grid.voxel_mm3)))
+    found: list[Found] = []
+    vectors: list[NDArray[np.float32]] = []
+    for label in (int(v) for v in np.unique(mask) if v):
+        for box, inside in split(mask == label, least_voxels=least):
+            size = measure_lesion(inside, box, volume.grid, volume)
+            vector = appearance.vector(inside, box, size, volume)
+            vectors.append(vector)
+            name = f"lesion-{len(found) + 1}"
+            organ = study.organs.get(label) or None
+            found.append(Found(name, size, label, organ, label in study.nodes, method, tuple(float(v) for v in vector)))
+    table = np.stack(vectors) if vectors else np.zeros((0, appearance.DIMENSIONS), np.float32)
+    return tuple(found), table
+
+
+# Between visits
+
+
+def _carried(service: Service, study: StudyFiles, before: MeasuredVisit, after: MeasuredVisit, home: Path, options: TrackOptions) -> MeasuredVisit:
+    """`before` with its lesions' positions in the next visit's scan, or unchanged where the two cannot be registered."""
+    if not options.register or not before.found or not after.found:
+        return before
+    files = {v.id: v for v in study.visits}
+    name, then = before.timepoint.timepoint_id, after.timepoint.timepoint_id
+    keys = [_state(home / n) for n in (name, then)]
+    file = home / then / "registration.json"
+    stored = _read_json(file)
+    if stored is None or stored.get("keys") != keys:
+        from isocenter.analysis.tracking.register import register
+
+        done = register(_open(service, files[then]), _open(service, files[name]))
+        stored = {"keys": keys, **done.as_dict()}
+        _save(file, _json(stored))
+    if not stored["accepted"]:
+        return replace(before, notes=(*before.notes, f"not registered to {then}: {stored['reason']}"))
+    matrix = np.array(stored["matrix"])
+    points = [matrix @ (*f.size.centroid_lps_mm, 1.0) for f in before.found]
+    return replace(before, carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))
+
+
+# Files
+
+
+def _key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> str:
+    """What a visit's files were made from: bytes of scan and mask, clicks, and everything that changes the answer."""
+    digest = blake3()
+    for path in (visit.image, visit.mask):
+        for file in [path] if path is not None and path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path else []:
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks else None
+    used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
+    labels = sorted(study.organs.items()), sorted(study.nodes)
+    digest.update(
+        repr((_VERSION, visit.series_uid, visit.modality, visit.clicks, used, replace(options, model=None, register=True), labels)).encode()
+    )
+    return digest.hexdigest()[:32]
+
+
+def _state(folder: Path) -> str | None:
+    state = _read_json(folder / "state.json")
+    return str(state["key"]) if state and "key" in state else None
+
+
+def _stored(folder: Path, key: str, study: StudyFiles) -> tuple[tuple[Found, ...], Triple, str | None, tuple[str, ...]] | None:
+    """A visit as its files have it, None where they are absent, incomplete or of something else."""
+    if _state(folder) != key:
+        return None
+    facts = _read_json(folder / "measurements.json")
+    try:
+        vectors = np.load(folder / "embedding.npy", allow_pickle=False)
+        if facts is None or len(vectors) != len(facts["lesions"]):
+            return None
+        found = tuple(_found(row, vector) for row, vector in zip(facts["lesions"], vectors, strict=True))
+        x, y, z = (float(v) for v in facts["spacing_mm"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found, (x, y, z), facts["modality"], tuple(facts["notes"])
+
+
+def _found(row: dict[str, Any], vector: NDArray[np.float32]) -> Found:
+    """A lesion out of its JSON."""
+
+    def deep(value: Any) -> Any:
+        return tuple(deep(v) for v in value) if isinstance(value, list) else value
+
+    size = {k: deep(v) for k, v in row["size"].items()}
+    size["intensities"] = Intensities(**size["intensities"]) if size["intensities"] else None
+    rest = {f.name: row[f.name] for f in fields(Found) if f.name not in ("size", "appearance")}
+    return Found(size=LesionSize(**size), appearance=tuple(float(v) for v in vector), **rest)
+
+
+def _save_preprocessed(file: Path, volume: Volume, options: TrackOptions) -> None:
+    from safetensors.numpy import save
+
+    ready = preprocess(volume, spacing_mm=options.spacing_mm)
+    tensors = {
+        "volume": ready.array,
+        "spacing": np.array(ready.grid.spacing),
+        "origin": np.array(ready.grid.origin),
+        "direction": np.array(ready.grid.direction).reshape(9),
+        "window_center": np.array([ready.centre]),
+        "window_width": np.array([ready.width]),
+    }
+    _save(file, save(tensors))
+
+
+def _save_array(file: Path, array: NDArray[np.generic]) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    _save(file, buffer.getbuffer())
+
+
+def _save(file: Path, data: bytes | memoryview) -> None:
+    """Write a file so that it is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(file)
+
+
+def _json(data: object) -> bytes:
+    return json.dumps(data, indent=1, allow_nan=False).encode()
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,187 @@
+"""Server and workers as processes of their own: the in-process worker that stops and goes on, and a small cluster."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from isocenter.core.phantom import phantom
+from isocenter.io import nifti
+from isocenter.store.tables import WORKERS
+from tests.conftest import ROOT
+from tests.http.conftest import dicom_series, free_port, wait_until_ready, zipped
+from tests.jobs import servers
+from tests.jobs.conftest import new_database
+
+_BOUNDARY = "b0undary"
+
+
+def start(log: Path, *command: str, **env: str) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "isocenter", *command], env={**os.environ, **env}, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=log.parent
+        )
+
+
+def ask(address: str, path: str, body: bytes | None = None, kind: str = "application/json", method: str | None = None) -> Any:
+    request = urllib.request.Request(address + path, body, {"Content-Type": kind} if body is not None else {}, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def form(file: bytes, name: str, **fields: str) -> tuple[bytes, str]:
+    parts = [f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
+    parts.append(f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + file + b"\r\n")
+    return b"".join([*parts, f"--{_BOUNDARY}--\r\n".encode()]), f"multipart/form-data; boundary={_BOUNDARY}"
+
+
+def until(condition: Callable[[], bool], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.05)
+
+
+def test_a_server_that_is_stopped_or_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """SIGTERM: the running job ends, the server answers meanwhile that it takes nothing new, and exits with 0. Then SIGKILL."""
+    ct = phantom((48, 96, 96)).volume
+    log, port = tmp_path / "log", free_port()
+    env = {"ISOCENTER_HOME": str(tmp_path), "ISOCENTER_JOB_LEASE": "2", "ISOCENTER_DECODERS": "0", "ISOCENTER_MIN_FREE_BYTES": "0"}
+    address = f"http://127.0.0.1:{port}"
+
+    def statuses() -> list[str]:
+        return [job["status"] for job in ask(address, "/api/v1/jobs")["data"]]
+
+    server = start(log, "serve", "--port", str(port), **env)
+    try:
+        wait_until_ready(address, server, log)
+        body = nifti.write(ct.array, ct.grid)
+        for number in range(4):
+            job = json.dumps({"prompts": ["lungs", "bones", "liver"], "formats": ["nifti", "obj"], "priority": number})
+            ask(address, "/api/v1/jobs", *form(body, "a.nii.gz", job=job))
+        until(lambda: "running" in statuses(), log)
+        server.terminate()
+        said = _readiness(address, server)
+        assert server.wait() == 0, log.read_text()[-4000:]
+        assert "draining" in said
+        assert set(said[said.index("draining") :]) == {"draining"}
+        server = start(log, "serve", "--port", str(port), **env)
+        until(lambda: _up(address) and "running" in statuses(), log)
+        server.kill()
+        server.wait()
+        server = start(log, "serve", "--port", str(port), **env)
+        until(lambda: _up(address) and statuses() == ["completed"] * 4, log)
+        for job in ask(address, "/api/v1/jobs")["data"]:
+            what = [event["what"] for event in ask(address, f"/api/v1/jobs/{job['id']}/audit")]
+            assert (what.count("completed"), what.count("failed")) == (1, 0)
+        server.terminate()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _up(address: str) -> bool:
+    try:
+        ask(address, "/healthz")
+    except OSError:
+        return False
+    return True
+
+
+def _readiness(address: str, server: subprocess.Popen[bytes]) -> list[str]:
+    """What /readyz says until the server is gone."""
+    said = []
+    while server.poll() is None:
+        try:
+            ask(address, "/readyz")
+            said.append("ready")
+        except urllib.error.HTTPError as error:
+            said.append(json.loads(error.read())["status"])
+        except OSError:
+            pass
+        time.sleep(0.01)
+    return said
+
+
+def test_a_cluster_of_real_servers(tmp_path: Path, postgres: servers.Postgres, redis: servers.Server, swift: servers.Swift) -> None:
+    """serve and worker as processes that share nothing but PostgreSQL, Redis and S3: DICOM in, DICOM SEG out."""
+    shared = {
+        "DATABASE_URL": new_database(postgres), "REDIS_URL": f"redis://127.0.0.1:{redis.port}/3", "MINIO_ENDPOINT": f"127.0.0.1:{swift.port}",
+        "MINIO_ACCESS_KEY": "test:tester", "MINIO_SECRET_KEY": "testing", "MINIO_BUCKET_NAME": "cluster", "ISOCENTER_DECODERS": "0",
+    }  # fmt: skip
+    log, port = tmp_path / "log", free_port()
+    address = f"http://127.0.0.1:{port}"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    server = start(log, "serve", "--port", str(port), **shared, ISOCENTER_HOME=str(tmp_path / "one"))
+    worker = start(log, "worker", "--device", "cpu", "--concurrency", "1", **shared, ISOCENTER_HOME=str(tmp_path / "two"))
+    try:
+        wait_until_ready(address, server, log)
+        data = zipped(dicom_series(phantom((48, 64, 64)).volume.array.astype(np.int16)))
+        study = ask(address, "/api/v1/studies", *form(data, "study.zip"))
+        # The GPU's queue, and no GPU: the overflow goes to the processor.
+        asked = {"study_id": study["id"], "prompts": ["lungs"], "formats": ["dicom_seg", "measurements"], "queue": "gpu", "priority": 9}
+        job = ask(address, "/api/v1/jobs", json.dumps(asked).encode())
+        until(lambda: ask(address, f"/api/v1/jobs/{job['id']}")["status"] not in ("pending", "running"), log)
+        done = ask(address, f"/api/v1/jobs/{job['id']}")
+        assert done["status"] == "completed", (done, log.read_text()[-4000:])
+        import pydicom
+
+        with urllib.request.urlopen(address + done["artifacts"][0]["url"], timeout=60) as answer:
+            seg = pydicom.dcmread(io.BytesIO(answer.read()))
+        assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", study["study_uid"])
+        assert (tmp_path / "one" / "objects").exists() is (tmp_path / "two" / "objects").exists() is False
+        worker.terminate()
+        server.terminate()
+        assert (worker.wait(60), server.wait(60)) == (0, 0), log.read_text()[-4000:]
+        assert "ONNX providers using: ['CPUExecutionProvider']" in log.read_text()
+    finally:
+        for process in (worker, server):
+            process.kill()
+            process.wait()
+
+
+def test_two_processes_under_one_parent(tmp_path: Path) -> None:
+    """A child that is killed is started again; a stop reaches all, and ends with 0."""
+    from isocenter.core.settings import Settings
+    from isocenter.jobs.backend import Backend
+
+    log = tmp_path / "log"
+    script = "import sys\nfrom isocenter.jobs.processes import supervise\nsys.exit(supervise([sys.executable, '-m', 'benchmarks._jobs_worker'], 2))"
+    env = {"ISOCENTER_HOME": str(tmp_path), "ISOCENTER_JOB_LEASE": "2", "ISOCENTER_MIN_FREE_BYTES": "0", "PYTHONPATH": str(ROOT)}
+    with log.open("ab") as out:
+        parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **env}, stdout=out, stderr=out)
+    backend = Backend(Settings(home=tmp_path, job_lease=2))
+    try:
+        until(lambda: backend.queue.standing().workers == {"cpu": 2}, log)
+        child = int(subprocess.check_output(["pgrep", "-P", str(parent.pid)]).split()[0])
+        os.kill(child, signal.SIGKILL)
+
+        def others() -> int:
+            names = backend.database.read(lambda c: c.scalars(sa.select(WORKERS.c.id)).all())
+            return sum(f":{child}:" not in name for name in names)
+
+        until(lambda: others() == 2, log)
+        assert "started again" in log.read_text()
+        until(lambda: backend.queue.standing().workers == {"cpu": 2}, log)
+        parent.terminate()
+        assert parent.wait(60) == 0, log.read_text()[-4000:]
+        assert backend.queue.standing().workers == {}
+    finally:
+        parent.kill()
+        parent.wait()
+        backend.close()

@@ -1,0 +1,176 @@
+"""Images and compose files: what can be checked without an engine, and their commands run as processes with the same variables."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+COMPOSE = sorted(ROOT.glob("docker-compose*.yml"))
+IMAGES = [ROOT / f"Dockerfile.{kind}" for kind in ("cpu", "gpu", "rocm")]
+#: As the documents' users combine them.
+SETS = (
+    ("docker-compose.yml", "docker-compose.cpu.yml"),
+    ("docker-compose.yml", "docker-compose.gpu.yml"),
+    ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.cpu.yml"),
+    ("docker-compose.server.yml",),
+    ("docker-compose.twin.yml",),
+)
+
+
+def services(*names: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        found |= yaml.safe_load((ROOT / name).read_text())["services"]
+    return found
+
+
+@pytest.mark.parametrize("file", [pytest.param(f, id=f.name) for f in COMPOSE])
+def test_compose_files_follow_the_schema(file: Path) -> None:
+    done = subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", [pytest.param(f, id=f.name) for f in IMAGES])
+def test_dockerfiles_are_clean(file: Path) -> None:
+    done = subprocess.run([BIN / "hadolint", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    text = file.read_text()
+    assert "HEALTHCHECK" in text
+    assert re.search(r"^USER \d+", text, re.M), "not root"
+    assert "HF_HUB_OFFLINE=1" in text
+    for image in re.findall(r"^FROM (\S+)", text, re.M):
+        assert ":" in image, "images are pinned"
+        assert not image.endswith(":latest")
+    for source in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.M):
+        for name in source.split():
+            assert (ROOT / name).exists(), f"{name} is copied but not there"
+
+
+@pytest.mark.parametrize("names", [pytest.param(s, id="+".join(s)) for s in SETS])
+def test_services_fit_together(names: tuple[str, ...]) -> None:
+    found = services(*names)
+    for name, service in found.items():
+        for needed in service.get("depends_on", {}):
+            assert needed in found
+            assert "healthcheck" in found[needed]
+        for port in service.get("ports", []):
+            assert str(port).split(":")[-1] not in ("5432", "6379", "9000"), f"{name} publishes a store"
+        if "build" in service:
+            file = ROOT / service["build"]["dockerfile"]
+            assert file.resolve().is_file()
+            assert (ROOT / service["build"]["context"]).is_dir()
+        else:
+            assert ":" in service["image"]
+    if "docker-compose.gpu.yml" in names:
+        assert found["inference-worker-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
+        assert found["inference-worker-gpu"]["command"][-1] == "1"
+    if "docker-compose.cpu.yml" in names:
+        assert found["inference-worker-cpu"]["command"][-1] == "2"
+
+
+def test_names_of_the_documents_stay() -> None:
+    server = services("docker-compose.server.yml")["monai_sam2"]
+    assert server["container_name"] == "monai_sam2"
+    assert server["shm_size"] == "10gb"
+    assert server["restart"] == "on-failure"
+    assert "CUDA_VISIBLE_DEVICES=0" in server["environment"]
+    assert server["ports"] == ["8002:8002"]
+    assert "./monai-label/predictions:/code/predictions" in server["volumes"]
+    assert {"redis", "postgres", "minio", "server"} <= set(services("docker-compose.yml"))
+    for name in ("backend/Dockerfile", "monai-label/Dockerfile", "Dockerfile"):
+        assert (ROOT / name).resolve().name == "Dockerfile.gpu"
+
+
+def test_variables_are_settings() -> None:
+    """Every variable that a file hands to our own containers is one that the program reads."""
+    from isocenter.core.settings import Settings
+
+    known = {f"ISOCENTER_{name.upper()}" for name in Settings.model_fields}
+    for name, info in Settings.model_fields.items():
+        alias = info.validation_alias
+        known |= {str(choice) for choice in getattr(alias, "choices", [])} | {name}
+    foreign = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "PATH", "PYTHONUNBUFFERED", "HF_HUB_OFFLINE"}
+    used = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.M)) - {"DTT_DB_PASSWORD"}
+    for file in COMPOSE:
+        for service in services(file.name).values():
+            if "build" in service:
+                environment = service.get("environment", {})
+                used |= set(environment) if isinstance(environment, dict) else {e.split("=")[0] for e in environment}
+    assert used <= known | foreign, used - known - foreign
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answer(url: str, seconds: float = 90) -> dict[str, Any]:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as found:
+                told: dict[str, Any] = json.load(found)
+                return told
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("start", ["image", "uvicorn", "monai"])
+def test_commands_of_the_images_start_a_server(start: str, tmp_path: Path) -> None:
+    """The images' CMD and HEALTHCHECK, the backend's `uvicorn backend.server:app`, and the viewer server's flags."""
+    port = free_port()
+    environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path), "ISOCENTER_PORTS": str(port), "ISOCENTER_CONTAINER": "1", "API_KEY": ""}
+    conf = ["--conf", "models", "segmentation", "--conf", "use_pretrained_model", "false"]
+    commands = {
+        "image": [str(BIN / "isocenter"), "serve"],
+        "uvicorn": [str(BIN / "uvicorn"), "backend.server:app", "--port", str(port)],
+        "monai": [str(BIN / "isocenter"), "serve", "--app", "/code/apps/radiology", "--studies", "/code/studies", *conf, "-p", str(port)],
+    }
+    process = subprocess.Popen(
+        commands[start], cwd=ROOT if start == "uvicorn" else tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert answer(f"http://127.0.0.1:{port}/healthz")["status"] == "ok"
+        assert answer(f"http://127.0.0.1:{port}/api/biomedparse/v1/health")["status"] == "healthy"
+        if start == "image":
+            check = re.search(r'HEALTHCHECK[^\[]*\["python", "-c", "(.+)"\]', (ROOT / "Dockerfile.cpu").read_text())
+            assert check is not None
+            subprocess.run([sys.executable, "-c", check[1]], env=environment, check=True, timeout=30)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) in (0, -signal.SIGTERM)
+
+
+def test_an_idle_server_ends_by_itself(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [BIN / "isocenter", "serve", "-p", str(port), "--idle-exit", "2s"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert answer(f"http://127.0.0.1:{port}/")["status"] == "UP"
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

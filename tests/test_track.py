@@ -1,0 +1,254 @@
+"""A patient's folder to a case and a report: on the phantom, whose truth is known, and with everything that can be wrong with a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isocenter.cli import app
+from isocenter.core.errors import InputError, IsocenterError, ModelError, UnsupportedError
+from isocenter.core.settings import Limits, Settings
+from isocenter.demo.patient import DAYS, Truth, write_study
+from isocenter.io import visits
+from isocenter.service import Service
+from isocenter.trackservice import TrackOptions, track
+
+SHAPE = (64, 96, 96)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Truth]]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, write_study(folder, shape=SHAPE, masks=True)
+
+
+@pytest.fixture(scope="module")
+def service(home: Path) -> Iterator[Service]:
+    made = Service(Settings(home=home))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def done(study: tuple[Path, list[Truth]], service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    track(service, study[0], out)
+    return out
+
+
+def test_the_case_is_the_truth(study: tuple[Path, list[Truth]], done: Path) -> None:
+    case = json.loads((done / "case.json").read_text())
+    assert case["patient_id"] == "phantom"
+    assert [t["day"] for t in case["timepoints"]] == list(DAYS)
+    by_visit: dict[str, list[float]] = {}
+    for lesion in case["lesions"]:
+        by_visit.setdefault(lesion["timepoint_id"], []).append(lesion["volume_mm3"])
+    for k, truth in enumerate(study[1]):
+        assert sorted(by_visit[f"visit-{k + 1}"]) == pytest.approx(sorted(truth.volumes_mm3))
+    assert case["graph"]["tracks"]["L1"].keys() == {f"visit-{k + 1}" for k in range(5)}
+    assert not case["graph"]["events"]
+    categories = [r["category"] for r in case["response"]["recist_1.1"]]
+    assert categories[0] == "SD"
+    assert "PR" in categories[2:4]
+    first = [max(v) for v in by_visit.values()]
+    assert first == [by[0] for by in by_visit.values()], "the larger lesion comes first and keeps its name"
+    for probabilities in case["response_probabilities"]:
+        assert sum(probabilities.values()) == pytest.approx(1)
+    names = {s["scenario_name"] for s in case["growth"][0]["scenarios"]}
+    assert {"as_given", "natural_history", "combination_therapy"} <= names
+
+
+def test_every_visit_leaves_its_files(done: Path) -> None:
+    from safetensors.numpy import load_file
+
+    folder = done / "processed" / "phantom" / "visit-1"
+    names = {p.name for p in folder.iterdir()}
+    assert {"scan.nii.gz", "mask.nii.gz", "mask.npy", "measurements.json", "embedding.npy", "preprocessed.safetensors", "state.json"} <= names
+    ready = load_file(folder / "preprocessed.safetensors")
+    assert set(ready) == {"volume", "spacing", "origin", "direction", "window_center", "window_width"}
+    assert ready["volume"].shape[0] == 1
+    assert 0 <= ready["volume"].min() < ready["volume"].max() <= 1
+    assert len(set(ready["spacing"].tolist())) == 1
+    assert np.load(folder / "embedding.npy").shape == (2, 24)
+    assert (done / "processed" / "phantom" / "growth.json").is_file()
+
+
+def test_the_report_stands_alone(done: Path) -> None:
+    page = (done / "report.html").read_text()
+    assert "Research use only" in page
+    assert page.count("data:image/png;base64,") == 10
+    assert page.count("<svg") >= 4
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is fetched"
+    with (done / "measurements.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 10
+    assert float(rows[0]["longest_mm"]) > 20
+
+
+def test_nothing_is_done_twice(study: tuple[Path, list[Truth]], service: Service, done: Path, tmp_path: Path) -> None:
+    folder = done / "processed" / "phantom"
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "growth.json"}
+    before = (done / "case.json").read_bytes()
+    track(service, study[0], done)
+    assert (done / "case.json").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    # One visit changes: only that one is made again.
+    copy = tmp_path / "study"
+    shutil.copytree(study[0], copy)
+    told = json.loads((copy / "study.json").read_text())
+    told["visits"][2]["mask"] = "visit-2_mask.nii.gz"
+    (copy / "study.json").write_text(json.dumps(told))
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    track(service, copy, out, options=TrackOptions(register=False))
+    assert (out / "processed/phantom/visit-3/mask.npy").read_bytes() == (out / "processed/phantom/visit-2/mask.npy").read_bytes()
+    # A file that broke is noticed.
+    (done / "processed/phantom/visit-1/measurements.json").write_text("{")
+    track(service, study[0], done)
+    assert (done / "case.json").read_bytes() == before
+
+
+def changed(study: Path, tmp_path: Path, change: object) -> Path:
+    told = json.loads((study / "study.json").read_text())
+    for visit in told["visits"]:
+        for name in ("image", "mask"):
+            visit[name] = str(visit[name])
+            (tmp_path / visit[name]).exists() or shutil.copy(study / visit[name], tmp_path / visit[name])
+    change(told)  # type: ignore[operator]
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    return tmp_path
+
+
+def test_a_visit_without_a_scan_is_not_evaluated(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+    def drop(told: dict[str, list[dict[str, object]]]) -> None:
+        told["visits"][2]["image"] = None
+        told["visits"][2]["mask"] = None
+
+    case = track(service, changed(study[0], tmp_path, drop), tmp_path / "out", options=TrackOptions(register=False))
+    assert [str(r.category) for r in case.responses["recist_1.1"]][1] == "NE"
+    assert any("no scan" in note for note in case.notes)
+    assert len(case.growth[0].days) == 4
+
+
+def test_one_visit_has_no_forecast(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+    def keep(told: dict[str, list[object]]) -> None:
+        del told["visits"][1:]
+
+    case = track(service, changed(study[0], tmp_path, keep), tmp_path / "out")
+    assert case.responses == {}
+    assert case.growth[0].forecast is None
+    assert any("one visit only" in note for note in case.notes)
+    assert "one visit" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+    from isocenter.core.geometry import Grid
+    from isocenter.io import nifti
+
+    (tmp_path / "wrong.nii.gz").write_bytes(nifti.write(np.ones((8, 8, 8), np.uint8), Grid((8, 8, 8)), compress=True, header=None))
+
+    def swap(told: dict[str, list[dict[str, object]]]) -> None:
+        told["visits"][1]["mask"] = "wrong.nii.gz"
+        del told["visits"][3:]
+
+    case = track(service, changed(study[0], tmp_path, swap), tmp_path / "out", options=TrackOptions(register=False))
+    assert case.visits[1].found is None
+    assert "grid" in (case.visits[1].reason or "")
+    assert case.visits[2].found
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        pytest.param("[1", "no JSON", id="no JSON"),
+        pytest.param({"patient_id": "x"}, "visits", id="no visits"),
+        pytest.param({"patient_id": "x", "visits": []}, "between 1", id="none"),
+        pytest.param({"patient_id": "../x", "visits": [{"day": 0}]}, "letters", id="a patient's id that is a path"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "image": "../../etc/passwd"}]}, "leads out", id="a path that leads out"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "image": "none.nii"}]}, "not there", id="a file that is not there"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}, {"day": 0}]}, "one day", id="two on one day"),
+        pytest.param({"patient_id": "x", "visits": [{"id": "a", "day": 0}, {"id": "a", "day": 1}]}, "one id", id="two of one id"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}, {}]}, "needs a date", id="no day"),
+        pytest.param({"patient_id": "x", "visits": [{"date": "yesterday"}]}, "YYYY-MM-DD", id="a date that is none"),
+        pytest.param({"patient_id": "x", "visits": [{"day": "soon"}]}, "wrong kind", id="a day that is none"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}], "therapies": [{"type": "a"}]}, "start", id="a therapy without a start"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "clicks": [[1]]}]}, "wrong kind", id="clicks of the wrong kind"),
+    ],
+)
+def test_a_study_file_that_is_wrong_is_refused_in_words(told: object, words: str, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(told if isinstance(told, str) else json.dumps(told))
+    with pytest.raises(IsocenterError, match=words):
+        visits.read(tmp_path, Limits())
+
+
+def test_visits_out_of_order_are_put_in_order(tmp_path: Path) -> None:
+    rows = [{"id": "b", "date": "2026-03-01"}, {"id": "a", "date": "2026-01-01"}]
+    therapy = {"type": "x", "start": "2026-01-11", "end": "2026-02-01"}
+    (tmp_path / "study.json").write_text(json.dumps({"patient_id": "x", "visits": rows, "therapies": [therapy]}))
+    found = visits.read(tmp_path, Limits())
+    assert [(v.id, v.day) for v in found.visits] == [("a", 0.0), ("b", 59.0)]
+    assert (found.therapies[0].start_day, found.therapies[0].end_day) == (10.0, 31.0)
+
+
+def test_a_bids_subject(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:
+    subject = tmp_path / "sub-01"
+    for k, session in enumerate(("ses-a", "ses-b")):
+        (subject / session / "ct").mkdir(parents=True)
+        shutil.copy(study[0] / f"visit-{k + 1}.nii.gz", subject / session / "ct" / f"sub-01_{session}_ct.nii.gz")
+    (subject / "sub-01_sessions.tsv").write_text("session_id\tacq_time\nses-a\t2026-01-01T10:00:00\nses-b\t2026-02-12T09:00:00\n")
+    found = visits.read(tmp_path, Limits())
+    assert found.patient_id == "sub-01"
+    assert [v.day for v in found.visits] == [0.0, 42.0]
+    (tmp_path / "sub-02").mkdir()
+    with pytest.raises(UnsupportedError, match="2 subjects"):
+        visits.read(tmp_path, Limits())
+
+
+def test_dicom_of_two_patients_is_not_mixed(data: Path, tmp_path: Path) -> None:
+    import pydicom
+
+    source = sorted(p for p in (data / "totalsegmentator" / "example_ct_dicom").rglob("*") if p.is_file())[:2]
+    for k, (patient, day) in enumerate((("A", "20260101"), ("A", "20260301"), ("B", "20260501"))):
+        for j, file in enumerate(source):
+            made = pydicom.dcmread(file)
+            made.PatientID, made.StudyDate = patient, day
+            made.SeriesInstanceUID = f"1.2.3.{k + 1}"
+            made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}.{j + 1}"
+            place = tmp_path / ("both" if patient == "B" else "one") / f"{k}"
+            place.mkdir(parents=True, exist_ok=True)
+            made.save_as(place / f"{j}.dcm")
+    found = visits.read(tmp_path / "one", Limits())
+    assert [(v.day, v.series_uid) for v in found.visits] == [(0.0, "1.2.3.1"), (59.0, "1.2.3.2")]
+    assert found.patient_id.startswith("P-")
+    assert found.patient_id == visits.pseudonym("A")
+    with pytest.raises(UnsupportedError, match="more than one patient"):
+        visits.read(tmp_path, Limits())
+
+
+def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+    def bare(told: dict[str, list[dict[str, object]]]) -> None:
+        for visit in told["visits"]:
+            visit["mask"] = None
+
+    with pytest.raises(ModelError, match="--model"):
+        track(service, changed(study[0], tmp_path, bare), tmp_path / "out")
+    with pytest.raises(InputError):
+        visits.read(tmp_path / "nowhere", Limits())
+
+
+def test_the_command(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--no-register", "--least-mm3", "100"])
+    assert run.exit_code == 0, run.output
+    assert "RECIST 1.1" in run.stdout
+    assert "report.html" in run.stdout
+    as_json = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--no-register", "--least-mm3", "100", "--json"])
+    assert json.loads(as_json.stdout)["patient_id"] == "phantom"
+    assert CliRunner().invoke(app, ["track", str(tmp_path / "none"), "-o", str(tmp_path / "out")]).exit_code == 3
