@@ -83,7 +83,7 @@ def track(
     measured_visits: list[MeasuredVisit] = []
     for k, visit in enumerate(study.visits):
         run.check(2 * k / steps, f"{visit.id}: reading and measuring")
-        measured_visits.append(_visit(service, study, visit, home / visit.id, options, run))
+        measured_visits.append(measure_visit(service, study, visit, home / visit.id, options, run))
     for k, (before, after) in enumerate(_pairs(measured_visits)):
         run.check((2 * len(study.visits) + k / len(measured_visits)) / steps, f"{before.timepoint.timepoint_id}: bringing it to the next visit")
         measured_visits[measured_visits.index(before)] = _carried(service, study, before, after, home, options)
@@ -139,7 +139,11 @@ def _pairs(found: Sequence[MeasuredVisit]) -> list[tuple[MeasuredVisit, Measured
 # One visit
 
 
-def _visit(service: Service, study: StudyFiles, visit: VisitFiles, folder: Path, options: TrackOptions, run: Run) -> MeasuredVisit:
+def measure_visit(service: Service, study: StudyFiles, visit: VisitFiles, folder: Path, options: TrackOptions, run: Run = QUIET) -> MeasuredVisit:
+    """One visit's lesions; its files lie in `folder` afterwards. A visit that cannot be read counts as not evaluated, and says why.
+
+    Raises `ModelError` where no model can find its lesions.
+    """
     point = Timepoint(visit.id, visit.day, visit.scan_date, visit.modality)
     if visit.image is None:
         return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan")
@@ -258,15 +262,24 @@ def _carried(service: Service, study: StudyFiles, before: MeasuredVisit, after: 
     file = home / then / "registration.json"
     stored = _read_json(file)
     if stored is None or stored.get("keys") != keys:
-        from isocenter.analysis.tracking.register import register
-
-        done = register(_open(service, files[then]), _open(service, files[name]))
-        stored = {"keys": keys, **done.as_dict()}
+        stored = {"keys": keys, **registration(service, files[name], files[then])}
         _save(file, _json(stored))
+    return carried(before, then, stored)
+
+
+def registration(service: Service, before: VisitFiles, after: VisitFiles) -> dict[str, Any]:
+    """Where `before` lies in the scan of `after`, as `Registration.as_dict` has it."""
+    from isocenter.analysis.tracking.register import register
+
+    return register(_open(service, after), _open(service, before)).as_dict()
+
+
+def carried(before: MeasuredVisit, then: str, stored: Mapping[str, Any]) -> MeasuredVisit:
+    """`before` with its lesions' positions in the scan of the visit `then`, or a note why they are not known. stored: of `registration`."""
     if not stored["accepted"]:
         return replace(before, notes=(*before.notes, f"not registered to {then}: {stored['reason']}"))
     matrix = np.array(stored["matrix"])
-    points = [matrix @ (*f.size.centroid_lps_mm, 1.0) for f in before.found]
+    points = [matrix @ (*f.size.centroid_lps_mm, 1.0) for f in before.found or ()]
     return replace(before, carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))
 
 
@@ -304,15 +317,15 @@ def _stored(folder: Path, key: str, study: StudyFiles) -> tuple[tuple[Found, ...
         vectors = np.load(folder / "embedding.npy", allow_pickle=False)
         if facts is None or len(vectors) != len(facts["lesions"]):
             return None
-        found = tuple(_found(row, vector) for row, vector in zip(facts["lesions"], vectors, strict=True))
+        found = tuple(found_of(row, vector) for row, vector in zip(facts["lesions"], vectors, strict=True))
         x, y, z = (float(v) for v in facts["spacing_mm"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found, (x, y, z), facts["modality"], tuple(facts["notes"])
 
 
-def _found(row: dict[str, Any], vector: NDArray[np.float32]) -> Found:
-    """A lesion out of its JSON."""
+def found_of(row: Mapping[str, Any], vector: Sequence[float] | NDArray[np.float32]) -> Found:
+    """A lesion out of its JSON in measurements.json, and its appearance."""
 
     def deep(value: Any) -> Any:
         return tuple(deep(v) for v in value) if isinstance(value, list) else value
