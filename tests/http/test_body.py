@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -39,6 +41,23 @@ def test_a_body_cut_short(client: TestClient, cut: int) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + b"y" * 100 + b"\r\n--x--\r\n"
     answer = client.post(URL, content=body[:-cut], headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code in (400, 422)
+
+
+def test_a_client_that_hangs_up_in_mid_upload_is_no_fault_of_the_servers(client: TestClient) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    events: list[dict[str, Any]] = [{"type": "http.request", "body": head + b"y" * 100, "more_body": True}, {"type": "http.disconnect"}]
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return events.pop(0)
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"9000")]
+    scope = {"type": "http", "method": "POST", "path": URL, "raw_path": URL.encode(), "query_string": b"", "headers": headers, "http_version": "1.1"}
+    anyio.run(client.app, scope | {"scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 9)}, receive, send)
+    assert said[0]["status"] == 499
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

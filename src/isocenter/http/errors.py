@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from isocenter.core import errors
 
@@ -68,7 +69,12 @@ def install(app: FastAPI) -> None:
     async def full(request: Request, error: MemoryError) -> Response:
         return answer(errors.MemoryLimitError("not enough memory for this request; send a smaller volume or try again later"))
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        # In mid-upload: nobody reads the answer, but it is not a fault of the server's.
+        return answer(errors.CancelledError("the client closed the connection"))
+
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
-        log.error("request failed", path=request.scope.get("route_path", ""), error=type(error).__name__, exc_info=error)
+        log.error("request failed", path=getattr(request.scope.get("route"), "path", ""), error=type(error).__name__, exc_info=error)
         return JSONResponse({"detail": "Internal error; the server's log says more"}, 500)
