@@ -12,7 +12,7 @@ from isocenter.analysis.lesions import LesionSize
 from isocenter.analysis.response import irecist, recist, volumetric
 from isocenter.analysis.response.recist import Candidate, choose_targets
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
-from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, follow
+from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, follow
 from isocenter.analysis.tracking.match import Located
 from isocenter.analysis.uncertainty import of_diameter, probabilities
 from isocenter.core.errors import UsageError
@@ -85,21 +85,31 @@ def assemble(
     population: Population = BROAD,
     scenarios: Sequence[str] = DEFAULTS,
     immunotherapy: bool = False,
+    roles: Mapping[Node, bool] | None = None,
+    growing: bool = True,
 ) -> Case:
-    """The case of a patient. Raises `UsageError` where no visit has a scan, or visits are not the patient's."""
+    """The case of a patient. Raises `UsageError` where no visit has a scan, or visits are not the patient's.
+
+    roles: lesions of the baseline that a person made targets (True) or no targets (False). growing: False leaves growth,
+    forecast and scenarios out, for whoever asks for them later by `followed` and `grow`.
+    """
     if tuple(v.timepoint for v in visits) != patient.timepoints:
         raise UsageError("the measured visits are not the patient's visits")
     seen = [v for v in visits if v.found is not None]
     if not seen:
         raise UsageError("no visit has a scan with lesions to look at")
     graph = _graph(seen, corrections)
-    targets, non_targets = _choose(seen[0], graph)
+    targets, non_targets = _choose(seen[0], graph, roles or {})
     lesions = _lesions(visits, graph, targets)
     notes = [f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason]
     responses, best, chances, more = _respond(visits, seen[0], graph, lesions, targets, non_targets, immunotherapy)
-    followed = [(v.timepoint.day, [k for k in lesions if k.timepoint_id == v.timepoint.timepoint_id]) for v in seen]
-    growth = grow(followed, graph.tracks, patient.therapies, population, scenarios)
+    growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios) if growing else ()
     return Case(patient, tuple(visits), lesions, graph, targets, non_targets, responses, best, chances, growth, (*notes, *more))
+
+
+def followed(visits: Sequence[MeasuredVisit], lesions: Sequence[Lesion]) -> list[tuple[float, list[Lesion]]]:
+    """Day and lesions of every visit with a scan, as `grow` takes them."""
+    return [(v.timepoint.day, [k for k in lesions if k.timepoint_id == v.timepoint.timepoint_id]) for v in visits if v.found is not None]
 
 
 def _graph(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> LesionGraph:
@@ -124,15 +134,16 @@ def _graph(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> 
     return follow(visits, carried, position_sd_mm=5.0 if registered else 10.0, shift_sd_mm=0.0 if registered else 50.0, corrections=corrections)
 
 
-def _choose(baseline: MeasuredVisit, graph: LesionGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Targets and non-targets, by track."""
+def _choose(baseline: MeasuredVisit, graph: LesionGraph, roles: Mapping[Node, bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Targets and non-targets, by track. What a person decided comes first; the rules fill up what is left."""
     visit = baseline.timepoint.timepoint_id
     slice_mm = max(baseline.spacing) if baseline.spacing else 5.0
     candidates = [
         Candidate(graph.track_of(visit, f.id), f.organ or "unknown", f.size.longest_mm, f.size.short_axis_mm, f.node, slice_mm)
         for f in baseline.found or ()
     ]
-    targets, others = choose_targets(candidates)
+    said = {graph.track_of(*node): wanted for node, wanted in roles.items()}
+    targets, others = choose_targets(candidates, said)
     return tuple(targets), tuple(others)
 
 

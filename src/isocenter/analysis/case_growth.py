@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,8 +52,8 @@ def grow(
     answers = []
     for track, seen in rows.items():
         volumes = tuple(sum(lesion.volume_mm3 or 0.0 for lesion in row) for row in seen)
-        errors = [max((e for e in map(_error, row) if e is not None), default=None) for row in seen]
-        answers.append(_track(track, days, volumes, errors, therapies, population, scenarios if track == "total" else ()))
+        errors = tuple(max((e for e in map(_error, row) if e is not None), default=None) for row in seen)
+        answers.append(_track(track, days, volumes, errors, therapies, population, tuple(scenarios) if track == "total" else ()))
     return tuple(answers)
 
 
@@ -63,15 +64,17 @@ def _error(lesion: Lesion) -> float | None:
     return min(relative_volume_sd(lesion.volume_mm3, Uncertainty(0.0, 0.0, lesion.sd_mm)), 0.5)
 
 
+@lru_cache(maxsize=256)
 def _track(
     track: str,
     days: tuple[float, ...],
     volumes: tuple[float | None, ...],
-    errors: Sequence[float | None],
+    errors: tuple[float | None, ...],
     therapies: tuple[Therapy, ...],
     population: Population,
-    scenarios: Sequence[str],
+    scenarios: tuple[str, ...],
 ) -> TrackGrowth:
+    """One track, or the whole. Kept: a correction of one lesion leaves the others' growth as it was."""
     empty = TrackGrowth(track, days, volumes, None, None)
     try:
         series = Series.of(days, volumes, errors)

@@ -7,10 +7,11 @@ Sections and tables are those of Eisenhauer et al., Eur J Cancer 45:228-247, 200
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isocenter.analysis.response.visit import Category, NonTargets, Response, State, Target, Visit, ordered, percent
+from isocenter.core.errors import UsageError
 
 #: Section 3.1.1: least longest diameter of a measurable lesion, and short axis of a measurable node (3.1.2).
 MEASURABLE_MM, NODE_MEASURABLE_MM = 10.0, 15.0
@@ -48,16 +49,25 @@ class Candidate:
         return not self.node or self.short_axis_mm is None or self.short_axis_mm >= NODE_NORMAL_MM - _EPSILON
 
 
-def choose_targets(candidates: Sequence[Candidate]) -> tuple[list[str], list[str]]:
+def choose_targets(candidates: Sequence[Candidate], said: Mapping[str, bool] | None = None) -> tuple[list[str], list[str]]:
     """(targets, non-targets): at most five and two an organ, the largest first (section 4.1); all other disease is non-target.
 
-    Lymph nodes count as one organ. Equal sizes go by their order.
+    Lymph nodes count as one organ. Equal sizes go by their order. said: lesions that a reader made targets (True) or not
+    (False). Raises `UsageError` for a target that is not there at baseline or not measurable, or for more than may be.
     """
+    said = said or {}
+    wanted = {name for name, target in said.items() if target}
+    if missing := sorted(wanted - {c.id for c in candidates}):
+        raise UsageError(f"{', '.join(missing)} is not there at baseline, so it cannot be a target (RECIST 1.1, section 4.1)")
     chosen: list[str] = []
     organs: Counter[str] = Counter()
-    for lesion in sorted(candidates, key=lambda c: -(c.longest_mm or 0)):
+    for lesion in sorted(candidates, key=lambda c: (c.id not in wanted, -(c.longest_mm or 0))):
         organ = "lymph nodes" if lesion.node else lesion.organ.strip().lower()
-        if lesion.measurable and len(chosen) < MOST_TARGETS and organs[organ] < MOST_PER_ORGAN:
+        room = len(chosen) < MOST_TARGETS and organs[organ] < MOST_PER_ORGAN
+        if lesion.id in wanted and not (lesion.measurable and room):
+            why = "five targets, and two an organ, are the most (section 4.1)" if lesion.measurable else "it is too small to measure (section 3.1)"
+            raise UsageError(f"{lesion.id} cannot be a target by RECIST 1.1: {why}")
+        if lesion.measurable and room and said.get(lesion.id, True):
             chosen.append(lesion.id)
             organs[organ] += 1
     return chosen, [c.id for c in candidates if c.id not in chosen and c.pathological]

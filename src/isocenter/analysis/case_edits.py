@@ -1,0 +1,198 @@
+"""What people decided about a case, against what was computed: kept as data, applied anew whenever the case is computed.
+
+Lesions are named by visit and id, as they were measured; names of tracks (L1, L2) may change when a link does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from isocenter.analysis.case import Found, MeasuredVisit
+from isocenter.analysis.lesions import LesionSize
+from isocenter.analysis.tracking.graph import Correction, LesionGraph, Node
+from isocenter.core.errors import NotFoundError, UsageError
+from isocenter.core.patient import TherapyEvent
+
+#: Figures that a person may set, and the most that each can sensibly be.
+EDITABLE = {"longest_mm": 1000.0, "short_axis_mm": 1000.0, "volume_mm3": 1e8}
+_MOST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Edits:
+    """All decisions about one patient that hold at present.
+
+    links: two lesions are the same, or are not. names: what the track of a lesion is called. roles: targets and
+    non-targets. measured: figures that a person set, in place of the computed ones. removed: lesions that are none.
+    """
+
+    links: tuple[Correction, ...] = ()
+    names: Mapping[Node, str] = field(default_factory=dict)
+    roles: Mapping[Node, bool] = field(default_factory=dict)
+    measured: Mapping[Node, Mapping[str, float]] = field(default_factory=dict)
+    removed: frozenset[Node] = frozenset()
+    therapies: tuple[TherapyEvent, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the same for the same decisions."""
+        return {
+            "links": [{"before": list(c.before), "after": list(c.after), "same": c.same, "author": c.author} for c in self.links],
+            "names": [[*node, name] for node, name in sorted(self.names.items())],
+            "roles": [[*node, target] for node, target in sorted(self.roles.items())],
+            "measured": [[*node, dict(figures)] for node, figures in sorted(self.measured.items())],
+            "removed": [list(node) for node in sorted(self.removed)],
+            "therapies": [asdict(t) for t in self.therapies],
+        }
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Edits:
+        """Out of `as_dict`."""
+        return cls(
+            links=tuple(Correction(_node(c["before"]), _node(c["after"]), bool(c["same"]), str(c["author"])) for c in data.get("links", ())),
+            names={(v, lesion): str(name) for v, lesion, name in data.get("names", ())},
+            roles={(v, lesion): bool(target) for v, lesion, target in data.get("roles", ())},
+            measured={(v, lesion): dict(figures) for v, lesion, figures in data.get("measured", ())},
+            removed=frozenset(_node(n) for n in data.get("removed", ())),
+            therapies=tuple(TherapyEvent(**t) for t in data.get("therapies", ())),
+        )
+
+    # One decision more. Each raises `UsageError` for what cannot be meant.
+
+    def linked(self, before: Node, after: Node, same: bool, author: str = "") -> Edits:
+        """Two lesions of neighbouring visits are the same, or are not. What was said of these two, or contradicts it, is forgotten."""
+        if before[0] == after[0]:
+            raise UsageError("a link joins lesions of two visits, not of one")
+
+        def contradicted(c: Correction) -> bool:
+            if (c.before, c.after) == (before, after):
+                return True
+            return same and c.same and (c.before[0], c.after[0]) == (before[0], after[0]) and (c.before == before or c.after == after)
+
+        return replace(self, links=(*(c for c in self.links if not contradicted(c)), Correction(before, after, same, author)))
+
+    def named(self, node: Node, name: str) -> Edits:
+        """The track of a lesion has a name; an empty one takes it away."""
+        text = " ".join(name.split())
+        if len(text) > _MOST_NAME or not text.isprintable():
+            raise UsageError(f"a lesion's name has at most {_MOST_NAME} printable characters")
+        kept = {n: t for n, t in self.names.items() if n != node}
+        return replace(self, names={**kept, node: text} if text else kept)
+
+    def with_role(self, node: Node, target: bool | None) -> Edits:
+        """A lesion is a target, is none, or (None) is what the rules make of it."""
+        kept = {n: t for n, t in self.roles.items() if n != node}
+        return replace(self, roles=kept if target is None else {**kept, node: target})
+
+    def with_measurement(self, node: Node, figures: Mapping[str, float | None]) -> Edits:
+        """Figures of a lesion as a reader has them; None goes back to the computed one."""
+        now = dict(self.measured.get(node, {}))
+        if not figures:
+            raise UsageError(f"say which figure is changed: {', '.join(EDITABLE)}")
+        for name, value in figures.items():
+            if name not in EDITABLE:
+                raise UsageError(f"'{name[:40]}' cannot be set; these can: {', '.join(EDITABLE)}")
+            if value is None:
+                now.pop(name, None)
+                continue
+            if isinstance(value, bool) or not math.isfinite(value) or not 0 < value <= EDITABLE[name]:
+                raise UsageError(f"{name} must lie above 0 and be at most {EDITABLE[name]:g}; delete a lesion that is not there")
+            now[name] = float(value)
+        kept = {n: f for n, f in self.measured.items() if n != node}
+        return replace(self, measured={**kept, node: now} if now else kept)
+
+    def without(self, node: Node, removed: bool = True) -> Edits:
+        """A lesion is none (or is one after all)."""
+        return replace(self, removed=self.removed | {node} if removed else self.removed - {node})
+
+    def with_therapy(self, therapy: TherapyEvent) -> Edits:
+        """A course of treatment; one of the same id is replaced."""
+        from isocenter.analysis.growth.therapy import Therapy
+
+        end = math.inf if therapy.end_day is None else therapy.end_day
+        if not all(math.isfinite(v) for v in (therapy.start_day, therapy.dose, therapy.onset_days, therapy.decay_per_day)) or math.isnan(end):
+            raise UsageError("a therapy's days, dose, onset and decay must be numbers")
+        if abs(therapy.start_day) > 1e5 or therapy.dose > 100:
+            raise UsageError("a therapy starts within 100,000 days of the first visit, and its dose is at most 100 times the usual one")
+        Therapy(therapy.therapy_type, therapy.start_day, end, therapy.dose, therapy.onset_days, therapy.decay_per_day)
+        kept = [t for t in self.therapies if t.therapy_id != therapy.therapy_id]
+        return replace(self, therapies=tuple(sorted((*kept, therapy), key=lambda t: (t.start_day, t.therapy_id))))
+
+    def without_therapy(self, therapy_id: str) -> Edits:
+        """Raises `NotFoundError` where there is no such course."""
+        kept = tuple(t for t in self.therapies if t.therapy_id != therapy_id)
+        if len(kept) == len(self.therapies):
+            raise NotFoundError("there is no such therapy")
+        return replace(self, therapies=kept)
+
+
+def _node(pair: Sequence[Any]) -> Node:
+    visit, lesion = pair
+    return str(visit), str(lesion)
+
+
+def edited(visits: Sequence[MeasuredVisit], edits: Edits) -> list[MeasuredVisit]:
+    """The measured visits as people corrected them. Decisions about lesions that are not there (any more) change nothing."""
+    return [_edited(visit, edits) for visit in visits]
+
+
+def _edited(visit: MeasuredVisit, edits: Edits) -> MeasuredVisit:
+    if visit.found is None:
+        return visit
+    name = visit.timepoint.timepoint_id
+    stays = [k for k, f in enumerate(visit.found) if (name, f.id) not in edits.removed]
+    found = tuple(_measured(visit.found[k], edits.measured.get((name, visit.found[k].id), {})) for k in stays)
+    carried = tuple(visit.carried[k] for k in stays) if visit.carried is not None else None
+    return replace(visit, found=found, carried=carried)
+
+
+def _measured(found: Found, figures: Mapping[str, float]) -> Found:
+    """A lesion with what a reader set. A short axis above the longest diameter is refused by `check`."""
+    if not figures:
+        return found
+    changes: dict[str, Any] = dict(figures)
+    size: LesionSize = replace(found.size, **changes)
+    reasons = {**size.reasons, **dict.fromkeys(figures, "set by a reader")}
+    if "longest_mm" in figures or "short_axis_mm" in figures:
+        size = replace(size, who_product_mm2=size.longest_mm * size.short_axis_mm)
+    return replace(found, size=replace(size, reasons=reasons), method="drawn" if set(figures) & {"longest_mm", "short_axis_mm"} else found.method)
+
+
+def check(visits: Sequence[MeasuredVisit], edits: Edits, node: Node) -> None:
+    """Raise for a decision about a lesion that does not exist, or that leaves it with figures that contradict each other."""
+    for visit in visits:
+        if visit.timepoint.timepoint_id != node[0]:
+            continue
+        for found in visit.found or ():
+            if found.id == node[1]:
+                size = _measured(found, edits.measured.get(node, {})).size
+                if size.short_axis_mm > size.longest_mm + 1e-9:
+                    raise UsageError("the short axis cannot be longer than the longest diameter; set both")
+                return
+    raise NotFoundError("there is no such lesion at this visit")
+
+
+def effective(visits: Sequence[MeasuredVisit], edits: Edits) -> Edits:
+    """`edits` without what concerns lesions that are not there (any more); nothing of it is forgotten. visits: as `edited` has them."""
+    nodes = {(v.timepoint.timepoint_id, f.id) for v in visits for f in v.found or ()}
+    links = tuple(c for c in edits.links if c.before in nodes and c.after in nodes)
+    return replace(edits, links=links, roles={n: r for n, r in edits.roles.items() if n in nodes})
+
+
+def in_order(visits: Sequence[MeasuredVisit], one: Node, other: Node) -> tuple[Node, Node]:
+    """Two lesions, the earlier first. Raises `UsageError` unless their visits are neighbours among those with a scan."""
+    seen = [v.timepoint.timepoint_id for v in visits if v.found is not None]
+    if one[0] not in seen or other[0] not in seen:
+        raise NotFoundError("there is no such lesion at this visit")
+    first, second = sorted((one, other), key=lambda n: seen.index(n[0]))
+    if seen.index(second[0]) - seen.index(first[0]) != 1:
+        raise UsageError("only lesions of neighbouring visits are linked; link them visit by visit")
+    return first, second
+
+
+def track_names(edits: Edits, graph: LesionGraph) -> dict[str, str]:
+    """Names that people gave, by track."""
+    by_node = {node: track for track, at in graph.tracks.items() for node in at.items()}
+    return {by_node[node]: name for node, name in edits.names.items() if node in by_node}
