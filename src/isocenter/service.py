@@ -69,7 +69,7 @@ class Service:
         self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size, options=Options.of(settings))
         self.sessions = Sessions(settings.session_cache_bytes, settings.session_ttl)
         self.runtime.closed = self._closed
-        self.artifacts = ArtifactStore(settings.home / "artifacts", ttl=settings.artifact_ttl)
+        self.artifacts = ArtifactStore(settings.home / "artifacts", ttl=settings.artifact_ttl, capacity=settings.artifact_bytes)
 
     # 1. A scan comes in.
 

@@ -121,6 +121,16 @@ def test_a_study_is_uploaded_once_and_answered_as_dicom(app_client: TestClient, 
     assert app_client.post("/api/v1/jobs", json={"study_id": study["id"], "prompts": ["lungs"]}).status_code == 404
 
 
+def test_a_job_can_be_kept(app_client: TestClient, ct_nifti: bytes) -> None:
+    job = finished(app_client, submit(app_client, ct_nifti, {"prompts": ["lungs"], "formats": ["measurements"]}))
+    assert not job["kept"]
+    assert app_client.put(f"/api/v1/jobs/{job['id']}/keep").json()["kept"]
+    assert not app_client.delete(f"/api/v1/jobs/{job['id']}/keep").json()["kept"]
+    assert app_client.put("/api/v1/jobs/none/keep").status_code == 404
+    assert app_client.put(f"/api/v1/jobs/{job['id']}/keep").status_code == 200
+    assert app_client.delete(f"/api/v1/jobs/{job['id']}").status_code == 204, "who names it means it"
+
+
 def test_five_equal_posts_make_one_job(app_client: TestClient, ct_nifti: bytes) -> None:
     before = app_client.get("/api/v1/jobs").json()["count"]
     answers: list[dict[str, Any]] = []

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from isocenter.core.errors import ConflictError, NotFoundError, UsageError
 from isocenter.core.settings import Settings
+from isocenter.jobs import needs
 from isocenter.jobs.queue import Queue
 from isocenter.jobs.table import ENDED, TRANSITIONS, Job, NewJob, State, Stored, What
 from isocenter.store.database import Database, head, url_of
-from isocenter.store.tables import JOBS, METADATA
+from isocenter.store.tables import JOB_FILES, JOBS, METADATA, STUDIES
 from tests.jobs.servers import Postgres
 
 FILE = Stored("mask.nii.gz", "a" * 64, 5, "application/gzip")
@@ -226,6 +227,8 @@ def test_five_submissions_at_once_are_one_job(queue: Queue) -> None:
 
 
 def test_pages_with_filters_and_the_true_count(queue: Queue) -> None:
+    values = {"id": "s", "digest": "d", "bytes": 1, "suffix": ".zip", "created": 0.0, "files": 1, "facts": {}, "series": []}
+    queue.database.write(lambda c: c.execute(sa.insert(STUDIES).values(values)))
     for number in range(7):
         queue.submit(NewJob("x", {"n": number}, model="a" if number % 2 else "b", study_id="s" if number < 2 else None))
     queue.cancel(queue.page(limit=1)[0][0].id)
@@ -235,17 +238,21 @@ def test_pages_with_filters_and_the_true_count(queue: Queue) -> None:
     assert queue.page(model="a")[1] == 3
     assert queue.page(states=[State.CANCELLED])[1] == 1
     assert queue.page(study_id="s")[1] == 2
+    with pytest.raises(NotFoundError, match="Study"):
+        queue.submit(NewJob("x", {}, study_id="gone"))
 
 
-def test_deleting_leaves_the_audit_trail_and_names_files_that_nobody_needs(queue: Queue) -> None:
+def test_deleting_leaves_the_audit_trail_and_frees_files_that_nobody_needs(queue: Queue) -> None:
     one, _ = queue.submit(NewJob("x", {}, (FILE,)))
     two, _ = queue.submit(NewJob("x", {}, (FILE,)))
     with pytest.raises(ConflictError, match="cancel it first"):
         queue.delete(one.id)
     for job in (one, two):
         queue.cancel(job.id)
-    assert queue.delete(one.id) == []
+    assert queue.delete(one.id) == [FILE.digest]
+    assert queue.database.read(lambda c: needs.needed(c, FILE.digest))
     assert queue.delete(two.id) == [FILE.digest]
+    assert not queue.database.read(lambda c: needs.needed(c, FILE.digest))
     with pytest.raises(NotFoundError):
         queue.get(one.id)
     assert trail(queue, one) == ["submitted", "cancelled", "deleted"]
@@ -264,10 +271,19 @@ def test_a_database_of_the_first_revision_is_brought_up_to_date_with_its_jobs(da
     database = Database(url_of(Settings(database_url=database_url)))
     database.migrate("0001")
     queue = Queue(database)
-    waiting, _ = queue.submit(NewJob("x", {"n": 1}))
-    queue.submit(NewJob("x", {"n": 2}, priority=9))
-    done = claimed(queue)
-    queue.complete(done, [FILE], {}, {})
+    first = sa.Table("jobs", sa.MetaData(), *(sa.Column(c.name, c.type, nullable=c.nullable) for c in JOBS.columns if c.name != "kept"))
+    row = {c.name: 0 for c in first.columns if not c.nullable and c.name != "number"} | {
+        "kind": "x",
+        "queue": "cpu",
+        "message": "",
+        "created": time.time(),
+        "max_attempts": 3,
+    }
+    row |= {"request": {}, "inputs": [], "artifacts": [], "facts": {}, "seconds": {}}
+    kept = [{"name": FILE.name, "digest": FILE.digest, "bytes": FILE.bytes, "media_type": FILE.media_type}]
+    waiting = {**row, "id": "a", "state": "pending", "digest": "1", "inputs": kept}
+    done = {**row, "id": "b", "state": "completed", "digest": "2", "artifacts": kept, "finished": time.time()}
+    database.write(lambda c: c.execute(sa.insert(first), [{**waiting, "finished": None}, done]))
     assert database.revision() == "0001"
     with ThreadPoolExecutor(3) as pool:  # as when several servers start at once
         others = [Database(url_of(Settings(database_url=database_url))) for _ in range(3)]
@@ -275,8 +291,11 @@ def test_a_database_of_the_first_revision_is_brought_up_to_date_with_its_jobs(da
     for other in others:
         other.close()
     assert database.revision() == head()
-    assert queue.get(done.id).artifacts == (FILE,)
-    assert claimed(queue).id == waiting.id
+    assert queue.get("b").artifacts == (FILE,)
+    assert not queue.get("b").kept
+    assert claimed(queue).id == "a"
+    known = database.read(lambda c: c.execute(sa.select(JOB_FILES).order_by(JOB_FILES.c.job_id)).all())
+    assert known == [("a", FILE.digest, False, FILE.bytes), ("b", FILE.digest, True, FILE.bytes)]
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 

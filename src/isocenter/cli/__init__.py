@@ -1,4 +1,4 @@
-"""The command line: `isocenter demo | serve | worker | segment | batch | convert | track | embed | score | models | doctor`.
+"""The command line: `isocenter demo | serve | worker | segment | batch | convert | track | embed | score | models | doctor | clean`.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unreadable input, 4 model unavailable, 5 out of memory, 8 partly done. What is
 asked for goes to standard output, everything else to standard error. Command modules are light; what a command needs is
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from isocenter.cli import batch, convert, demo, doctor, models, segment, text, track, worker
+from isocenter.cli import batch, clean, convert, demo, doctor, models, segment, text, track, worker
 from isocenter.cli.console import examples, fail
 from isocenter.core.errors import IsocenterError, MemoryLimitError
 
@@ -88,6 +88,7 @@ app.add_typer(models.app, name="models", epilog=examples(models.EXAMPLES))
 app.command("embed", epilog=examples(text.EMBED_EXAMPLES))(text.embed)
 app.command("score", epilog=examples(text.SCORE_EXAMPLES))(text.score)
 app.command("doctor", epilog=examples(doctor.EXAMPLES))(doctor.doctor)
+app.command("clean", epilog=examples(clean.EXAMPLES))(clean.clean)
 
 
 def main() -> None:

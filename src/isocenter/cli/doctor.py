@@ -30,7 +30,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     from isocenter.runtime import environment
 
     chosen = settings()
-    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), *_runtime(chosen), *_models(chosen)]
+    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), *_runtime(chosen), *_models(chosen), *_stores(chosen)]
     broken = any(fact.state is environment.State.BROKEN for fact in facts)
     if as_json:
         emit({"healthy": not broken, "facts": [fact.as_dict() for fact in facts]})
@@ -87,3 +87,19 @@ def _models(chosen: Settings) -> list[Fact]:
         value = ", ".join(f"{name} ({size / 1e6:.0f} MB so far)" for name, size in left.items())
         facts.append(Fact("Unfinished", value, State.NOTE, "isocenter models pull NAME goes on with it, isocenter models remove NAME drops it"))
     return facts
+
+
+def _stores(chosen: Settings) -> list[Fact]:
+    """What is held, and how much of it: nothing is made or changed by looking."""
+    from isocenter.core.errors import IsocenterError
+    from isocenter.jobs import retention
+    from isocenter.runtime.environment import Fact, State, size
+
+    facts = [Fact(f"Held: {t.what}", f"{t.gone + t.stays}, {size(t.gone_bytes + t.stays_bytes)}") for t in retention.folders(chosen, dry=True)]
+    try:
+        held = retention.held(chosen)
+    except IsocenterError as error:
+        return [*facts, Fact("Job table", error.message, State.BROKEN, "see DATABASE_URL, POSTGRES_* and MINIO_*, and whether those servers run")]
+    if held is None:
+        return [*facts, Fact("Job table", "none yet; the first server or worker makes it")]
+    return [*facts, *(Fact(f"Held: {what}", f"{count}, {size(bytes_)}") for what, count, bytes_ in held)]

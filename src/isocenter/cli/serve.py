@@ -18,7 +18,7 @@ from isocenter.core.settings import Limits, Settings
 #: Flags whose name is not the setting's own.
 _NAMES = {"ports": "--port", "cors_origins": "--cors-origin", "open_faces": "--open-face", "allowed_hosts": "--allowed-host"}
 #: Numbers that may be written with a unit.
-_WORDS = {"idle_exit"}
+_WORDS = {"idle_exit", "job_keep", "upload_keep", "audit_keep", "cache_keep"}
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 EXAMPLES = ("isocenter serve", "isocenter serve --port 8000 --port 8002", "ISOCENTER_API_KEY=secret isocenter serve --host 0.0.0.0")
 _HELP = """Serve all protocols on one or several ports, from one process.

@@ -16,6 +16,7 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
+DAY = 86400.0
 
 
 def _also(name: str, *others: str) -> AliasChoices:
@@ -74,8 +75,12 @@ class Settings(Limits):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_format: Literal["plain", "json"] = Field("plain", description="Plain lines or one JSON object a line.")
     artifact_ttl: float = Field(7200, gt=0, validation_alias=_also("artifact_ttl", "BP_TMP_TTL"), description="Seconds that result files are kept.")
+    artifact_bytes: int = Field(8192 * MIB, ge=0, description="Most bytes of result files under `/files`; the oldest go first. 0: any number.")
     artifact_sweep: float = Field(
-        1800, gt=0, validation_alias=_also("artifact_sweep", "BP_TMP_SWEEP"), description="Seconds between two sweeps for old result files."
+        1800,
+        gt=0,
+        validation_alias=_also("artifact_sweep", "BP_TMP_SWEEP"),
+        description="Seconds between two sweeps for what is too old.",
     )
     validate_heatmap: bool = Field(
         True,
@@ -214,6 +219,23 @@ class Settings(Limits):
     job_drain: float = Field(
         25.0, ge=0, description="Seconds that a running job may still take when the server is told to stop; it then starts anew."
     )
+    job_keep: float = Field(
+        30 * DAY,
+        ge=0,
+        description="How long jobs that have ended stay, with their results: seconds, or `12h`, `30d`. 0 (here and below): for ever. "
+        "Jobs that somebody marked as kept stay in any case.",
+    )
+    job_keep_bytes: int = Field(0, ge=0, description="Most bytes of all results together; the jobs that ended longest ago go first. 0: any number.")
+    upload_keep: float = Field(
+        30 * DAY,
+        ge=0,
+        description="How long uploaded scans and studies stay after they were last used by a job. What a waiting, running or kept job needs stays.",
+    )
+    upload_keep_bytes: int = Field(
+        0, ge=0, description="Most bytes of all uploaded scans and studies; those unused for longest go first. 0: any number."
+    )
+    audit_keep: float = Field(365 * DAY, ge=0, description="How long the audit trail of jobs stays that are gone.")
+    cache_keep: float = Field(90 * DAY, ge=0, description="How long compiled kernels stay in the home folder's `kernels`; they are compiled again.")
     webhook_url: str | None = Field(None, description="Where the end of every job is told, by a signed POST.")
     webhook_secret: str = Field("", description="The key of the webhook's signature (HMAC-SHA256).")
     min_free_bytes: int = Field(256 * MIB, ge=0, description="Free space under which the server calls itself not ready.")
@@ -287,11 +309,11 @@ class Settings(Limits):
         found: list[str] = import_module("isocenter.runtime.providers").announce(self.onnx_providers)
         return found
 
-    @field_validator("idle_exit", mode="before")
+    @field_validator("idle_exit", "job_keep", "upload_keep", "audit_keep", "cache_keep", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
-        """`4h`, `30m` and `90s` in seconds."""
-        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+        """`30d`, `4h`, `30m` and `90s` in seconds."""
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
         if isinstance(value, str) and value[-1:] in units:
             return float(value[:-1]) * units[value[-1]]
         return value

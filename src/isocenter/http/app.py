@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
             await context.read(lambda: pixels.start(settings.decoders, settings))
         background = [
             asyncio.create_task(_warm(app)),
-            asyncio.create_task(_sweep(context, settings.artifact_sweep)),
+            asyncio.create_task(_sweep(context, desk, settings.artifact_sweep)),
             asyncio.create_task(desk.tidy()),
         ]
         if settings.idle_exit is not None:
@@ -106,7 +106,11 @@ async def _warm(app: FastAPI) -> None:
     log.info("ready")
 
 
-async def _sweep(context: Context, period: float) -> None:
+async def _sweep(context: Context, desk: JobDesk, period: float) -> None:
     while True:
-        await context.read(context.service.sweep)
+        try:
+            await context.read(context.service.sweep)
+            await asyncio.to_thread(desk.sweep)
+        except Exception as error:  # one bad round must not end them all
+            log.error("sweeping failed", error=type(error).__name__, exc_info=error)
         await asyncio.sleep(period)

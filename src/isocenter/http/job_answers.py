@@ -60,7 +60,10 @@ class ArtifactAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """A job. progress: 0..1. result: measurements and provenance of a completed one. seconds: by stage."""
+    """A job. progress: 0..1. result: measurements and provenance of a completed one. seconds: by stage.
+
+    kept: it stays whatever its age.
+    """
 
     id: str
     status: str
@@ -79,6 +82,7 @@ class JobAnswer(BaseModel):
     error: str | None
     seconds: dict[str, float]
     artifacts: list[ArtifactAnswer]
+    kept: bool
     result: dict[str, Any] | None = None
 
 
@@ -154,6 +158,7 @@ def job_answer(job: Job, base: str = "/api/v1/jobs", *, result: bool = True) -> 
         error=job.error,
         seconds=dict(job.seconds),
         artifacts=[artifact(a) for a in job.artifacts],
+        kept=job.kept,
         result=dict(job.facts) if result and job.facts else None,
     )
 

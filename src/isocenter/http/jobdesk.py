@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from isocenter import jobservice
 from isocenter.core.errors import StoreError
 from isocenter.core.settings import Settings
-from isocenter.jobs import webhook
+from isocenter.jobs import retention, webhook
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.studies import Studies
 from isocenter.jobs.worker import Worker
@@ -66,6 +66,16 @@ class JobDesk:
             if self.backend.queue.expire() and self.worker is not None:
                 self.worker.wake()
             webhook.deliver(self.backend.queue, self.settings)
+
+    def sweep(self) -> None:
+        """Remove jobs, uploads and files that are too old or too much."""
+        try:
+            gone = {t.what: t.gone for t in retention.sweep(self.backend) if t.gone}
+        except StoreError as error:
+            log.warning("nothing could be removed for now", reason=error.message)
+            return
+        if gone:
+            log.info("removed what was too old or too much", **{what.replace(" ", "_"): count for what, count in gone.items()})
 
     def drain(self) -> None:
         """Take nothing new, and give what runs its time. Blocks."""

@@ -138,6 +138,18 @@ async def retry(desk: Desk, job_id: JobId) -> JobAnswer:
     return job_answer(await asyncio.to_thread(desk.backend.retry, _clean(job_id) or ""))
 
 
+@router.put("/{job_id}/keep")
+async def keep(desk: Desk, job_id: JobId) -> JobAnswer:
+    """Have a job, its scan and its results stay whatever their age; it can still be deleted by its id."""
+    return job_answer(await asyncio.to_thread(desk.backend.queue.keep, _clean(job_id) or ""))
+
+
+@router.delete("/{job_id}/keep")
+async def let_go(desk: Desk, job_id: JobId) -> JobAnswer:
+    """Have a kept job go with its age again."""
+    return job_answer(await asyncio.to_thread(desk.backend.queue.keep, _clean(job_id) or "", kept=False))
+
+
 @router.delete("/{job_id}", status_code=204)
 async def delete(desk: Desk, job_id: JobId) -> None:
     """Forget a job that has ended, and its files."""

@@ -9,6 +9,7 @@ from typing import BinaryIO, Protocol
 
 from isocenter.core.errors import StoreError, UsageError
 from isocenter.core.settings import Settings
+from isocenter.jobs import needs
 from isocenter.jobs.handler import Handler
 from isocenter.jobs.queue import Queue
 from isocenter.jobs.table import Job, NewJob
@@ -31,7 +32,7 @@ class Backend:
     """Database, queue, objects and bell. Opening brings the database's schema up to date."""
 
     def __init__(self, settings: Settings) -> None:
-        _check_installed(settings)
+        check_installed(settings)
         self.settings = settings
         self.database = Database(url_of(settings))
         self.database.migrate()
@@ -48,7 +49,7 @@ class Backend:
             self.objects.put(file, digest)
         job, made = self.queue.submit(new, key=key, same_within=same_within)
         for digest, file in (files or {}).items():
-            # An equal job that was deleted a moment ago may have taken its files along.
+            # An equal job that was deleted just before the row was written took its files along; after it none can.
             self.objects.put(file, digest)
         if made:
             self.ring(job)
@@ -61,9 +62,8 @@ class Backend:
         return job
 
     def delete(self, job_id: str) -> None:
-        """See `Queue.delete`; its files go too, where nothing else refers to them."""
-        for digest in self.queue.delete(job_id):
-            self.objects.delete(digest)
+        """See `Queue.delete`; its files go too, where nothing else needs them."""
+        needs.drop(self.database, self.objects, self.queue.delete(job_id))
 
     def ring(self, job: Job) -> None:
         """Wake a worker for a job."""
@@ -124,7 +124,7 @@ def role_of(device: str) -> str:
     return "cpu" if device == "cpu" else "gpu"
 
 
-def _check_installed(settings: Settings) -> None:
+def check_installed(settings: Settings) -> None:
     """Raise `UsageError` for a setting that asks for what is not installed."""
     postgres = url_of(settings).get_backend_name() == "postgresql"
     for asked, module, extra, what in (

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from isocenter.core.errors import ConflictError, NotFoundError, UsageError
-from isocenter.jobs import claims, rows
+from isocenter.jobs import claims, needs, rows
 from isocenter.jobs.table import ENDED, PRIORITIES, QUEUES, TRANSITIONS, Event, Job, NewJob, Standing, State, Stored, What
 from isocenter.store.database import Database
 from isocenter.store.tables import EVENTS, JOBS, WORKERS
@@ -40,7 +40,8 @@ class Queue:
 
         key: a client's own name for the submission; a second one under it is the first's job, where it asks for the same.
         Raises `ConflictError` where it asks for something else. same_within: seconds for which an equal submission of
-        the same owner, that has not failed, is taken for the same even without a key.
+        the same owner, that has not failed, is taken for the same even without a key. Raises `NotFoundError` where its
+        study is gone.
         """
         if new.queue not in QUEUES:
             raise UsageError(f"the queue must be one of {', '.join(QUEUES)}")
@@ -51,12 +52,16 @@ class Queue:
         values = {f.name: getattr(new, f.name) for f in fields(NewJob)}
         values |= {"id": job_id, "state": State.PENDING, "attempts": 0, "releases": 0, "fence": 0, "not_before": 0.0, "created": now}
         values |= {"progress": 0.0, "message": "", "inputs": [asdict(i) for i in new.inputs], "request": dict(new.request), "artifacts": []}
-        values |= {"facts": {}, "seconds": {}, "idempotency_key": key, "digest": digest, "webhook_tries": 0}
+        values |= {"facts": {}, "seconds": {}, "idempotency_key": key, "digest": digest, "webhook_tries": 0, "kept": False}
 
         def work(connection: Connection) -> tuple[Job, bool]:
             if same_within > 0 and key is None and (same := self._same(connection, digest, same_within)):
                 return same, False
+            needs.lock(connection, [i.digest for i in new.inputs])
+            if new.study_id is not None:
+                needs.check_study(connection, new.study_id)
             if rows.inserted(connection, values):
+                needs.add(connection, job_id, new.inputs, made=False)
                 rows.note(connection, self.database.now, What.SUBMITTED, job_id, State.PENDING)
             # Its own, also where this very call went through before the connection broke; or that of the same key.
             found = rows.one(connection, sa.or_(JOBS.c.id == job_id, JOBS.c.idempotency_key == key if key else sa.false()))
@@ -112,8 +117,9 @@ class Queue:
 
     def complete(self, job: Job, artifacts: Iterable[Stored], facts: Mapping[str, Any], seconds: Mapping[str, float]) -> bool:
         """End it well. False, and nothing changes, where the fence is an old one."""
+        artifacts = tuple(artifacts)
         values = {"artifacts": [asdict(a) for a in artifacts], "facts": dict(facts), "seconds": dict(seconds), "progress": 1.0, "message": ""}
-        return self._leave(What.COMPLETED, job, values)
+        return self._leave(What.COMPLETED, job, values, made=artifacts)
 
     def fail(self, job: Job, code: str, error: str) -> bool:
         """End it badly; trying again would not help."""
@@ -127,14 +133,16 @@ class Queue:
         }  # fmt: skip
         return self._leave(What.RELEASED, job, values, detail=why)
 
-    def _leave(self, what: What, job: Job, values: dict[str, Any], detail: str | None = None) -> bool:
+    def _leave(self, what: What, job: Job, values: dict[str, Any], detail: str | None = None, made: tuple[Stored, ...] = ()) -> bool:
         target = TRANSITIONS[what][1]
         if target in ENDED:
             values = {**values, "finished": self.database.now, "lease_until": None, **self._announce()}
         statement = sa.update(JOBS).where(*_held(job)).values(state=target, **values)
 
         def work(connection: Connection) -> bool:
+            needs.lock(connection, [a.digest for a in made])
             if connection.execute(statement).rowcount == 1:
+                needs.add(connection, job.id, made, made=True)
                 rows.note(connection, self.database.now, what, job.id, target, job.fence, job.worker, detail)
                 return True
             # Perhaps this very call went through before the connection broke.
@@ -204,7 +212,7 @@ class Queue:
         return self._change(What.CANCELLED, job_id, values, "Cannot cancel job in status: {state}")
 
     def retry(self, job_id: str) -> Job:
-        """Start a failed or cancelled job anew. Raises `ConflictError` for any other."""
+        """Start a failed or cancelled job anew. Raises `ConflictError` for any other, and where its scan was removed."""
         values: dict[str, Any] = {
             "attempts": 0, "releases": 0, "not_before": 0.0, "finished": None, "started": None, "progress": 0.0, "worker": None,
             "error_code": None, "error": None, "webhook_at": None,
@@ -221,6 +229,8 @@ class Queue:
         )
 
         def work(connection: Connection) -> Job:
+            if what is What.RETRIED:
+                needs.check_scan(connection, job_id)
             row = connection.execute(statement).mappings().first()
             if row is not None:
                 rows.note(connection, self.database.now, what, job_id, target, row["fence"])
@@ -232,18 +242,34 @@ class Queue:
 
         return self.database.write(work)
 
-    def delete(self, job_id: str) -> list[str]:
-        """Forget a job that has ended; returns the digests of its files that nothing else refers to. Its audit trail stays."""
+    def keep(self, job_id: str, kept: bool = True) -> Job:
+        """Have a job and its files stay whatever their age, or no longer."""
+        statement = sa.update(JOBS).where(JOBS.c.id == job_id).values(kept=kept).returning(*rows.COLUMNS)
+
+        def work(connection: Connection) -> Job:
+            row = connection.execute(statement).mappings().first()
+            if row is None:
+                raise NotFoundError("Job not found")
+            rows.note(connection, self.database.now, What.KEPT if kept else What.LET_GO, job_id, row["state"], row["fence"])
+            return rows.job(row)
+
+        return self.database.write(work)
+
+    def delete(self, job_id: str, *, old: bool = False) -> list[str]:
+        """Forget a job that has ended; returns the digests of its files, for `needs.drop`. Its audit trail stays.
+
+        old: by its age and not by a person, so not where it is kept. Raises `ConflictError` where it may not go.
+        """
+        allowed = sa.and_(JOBS.c.id == job_id, JOBS.c.state.in_(ENDED), JOBS.c.kept == sa.false() if old else sa.true())
 
         def work(connection: Connection) -> list[str]:
             job = rows.one(connection, JOBS.c.id == job_id)
             if job is None:
                 raise NotFoundError("Job not found")
-            gone = connection.execute(sa.delete(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(ENDED))).rowcount
-            if not gone:
-                raise ConflictError(f"Cannot delete job in status: {job.state}; cancel it first")
-            rows.note(connection, self.database.now, What.DELETED, job_id, job.state, job.fence)
-            return rows.unreferenced(connection, {s.digest for s in (*job.inputs, *job.artifacts)})
+            if not connection.execute(sa.delete(JOBS).where(allowed)).rowcount:
+                raise ConflictError("the job is kept" if job.ended else f"Cannot delete job in status: {job.state}; cancel it first")
+            rows.note(connection, self.database.now, What.DELETED, job_id, job.state, job.fence, detail="age" if old else None)
+            return needs.remove(connection, job_id)
 
         return self.database.write(work)
 

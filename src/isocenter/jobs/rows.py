@@ -12,7 +12,7 @@ from blake3 import blake3
 from sqlalchemy.engine import Connection
 
 from isocenter.jobs.table import Job, NewJob, State, Stored, What
-from isocenter.store.tables import EVENTS, JOBS, STUDIES
+from isocenter.store.tables import EVENTS, JOBS
 
 COLUMNS = [JOBS.c[f.name] for f in fields(Job)]
 #: Written out, not as parameters: only so do the partial indexes serve.
@@ -34,17 +34,6 @@ def note(
     """A line in a job's audit trail."""
     values = {"job_id": job_id, "at": at, "what": what, "state": state, "fence": fence, "worker": worker}
     connection.execute(sa.insert(EVENTS).values(detail=detail[:_DETAIL] if detail else None, **values))
-
-
-def unreferenced(connection: Connection, digests: set[str]) -> list[str]:
-    """Those of `digests` that no job and no study refers to."""
-
-    def used(digest: str) -> bool:
-        by_jobs = sa.or_(sa.cast(JOBS.c.inputs, sa.Text).contains(digest), sa.cast(JOBS.c.artifacts, sa.Text).contains(digest))
-        found = sa.or_(sa.exists().where(by_jobs), sa.exists().where(STUDIES.c.digest == digest))
-        return bool(connection.scalar(sa.select(found)))
-
-    return sorted(d for d in digests if not used(d))
 
 
 def inserted(connection: Connection, values: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from isocenter.core.settings import Limits
 from isocenter.io.archive import Part
 from isocenter.io.study import SeriesFacts, describe
 from isocenter.io.upload import Upload
-from isocenter.jobs import rows
+from isocenter.jobs import needs
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.table import ENDED
 from isocenter.store.tables import JOBS, STUDIES
@@ -75,6 +75,7 @@ class Studies:
                 from sqlalchemy.dialects.postgresql import insert
             else:
                 from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+            needs.lock(connection, [upload.digest])
             connection.execute(insert(STUDIES).values(values).on_conflict_do_nothing())
             return _one(connection, STUDIES.c.digest == upload.digest)
 
@@ -97,14 +98,14 @@ class Studies:
 
         def work(connection: Connection) -> list[str]:
             study = _one(connection, STUDIES.c.id == study_id)
+            needs.lock(connection, [study.digest])
             waiting = sa.and_(JOBS.c.study_id == study_id, JOBS.c.state.not_in(ENDED))
             if connection.scalar(sa.select(sa.exists().where(waiting))):
                 raise ConflictError("a job of this study waits or runs; cancel it first")
             connection.execute(sa.delete(STUDIES).where(STUDIES.c.id == study_id))
-            return rows.unreferenced(connection, {study.digest})
+            return [study.digest]
 
-        for digest in self._backend.database.write(work):
-            self._backend.objects.delete(digest)
+        needs.drop(self._backend.database, self._backend.objects, self._backend.database.write(work))
 
 
 def _one(connection: Connection, where: sa.ColumnElement[bool]) -> Study:

@@ -29,6 +29,8 @@ class What(StrEnum):
     RELEASED = "released"  #: given back by its worker, to be tried again
     LOST = "lost"  #: taken from a worker that gave no sign of life
     RETRIED = "retried"  #: started anew by a person
+    KEPT = "kept"  #: to stay until a person says otherwise
+    LET_GO = "let_go"  #: to go with its age again
     DELETED = "deleted"
 
 
@@ -86,7 +88,7 @@ class Job:
 
     fence: counts up whenever the job changes hands; who holds an older one can change nothing any more. releases: how
     often it was given back through no fault of its own. progress: 0..1, of the attempt that runs. error_code: see
-    `worker.CODES`; error: a sentence.
+    `worker.CODES`; error: a sentence. kept: neither its age nor anybody's need for space takes it or its files away.
     """
 
     id: str
@@ -118,6 +120,7 @@ class Job:
     seconds: Mapping[str, float]
     error_code: str | None
     error: str | None
+    kept: bool
 
     @property
     def ended(self) -> bool:

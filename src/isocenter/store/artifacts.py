@@ -7,6 +7,7 @@ import re
 import secrets
 import string
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from isocenter.core.errors import NotFoundError
@@ -16,11 +17,15 @@ _NAME = re.compile(r"[a-z]{1,16}_[A-Za-z0-9]{8}\.(npz|nii\.gz|nii|nrrd|seg\.nrrd
 
 
 class ArtifactStore:
-    """Files in one folder, called `<kind>_` and eight random characters; nothing else in it is ever served or removed."""
+    """Files in one folder, called `<kind>_` and eight random characters; nothing else in it is ever served or removed.
 
-    def __init__(self, folder: Path, *, ttl: float) -> None:
+    ttl: seconds that a file is kept. capacity: bytes of all of them, 0 for any number.
+    """
+
+    def __init__(self, folder: Path, *, ttl: float, capacity: int = 0) -> None:
         self._folder = folder
         self._ttl = ttl
+        self._capacity = capacity
 
     def put(self, kind: str, data: bytes, suffix: str = ".npz") -> str:
         """Keep `data`; returns its name. The file is complete before its name exists."""
@@ -43,17 +48,34 @@ class ArtifactStore:
             raise NotFoundError("File not found")
         return path
 
-    def sweep(self) -> int:
-        """Remove what is older than the time to live; returns how many files went."""
-        removed = 0
-        oldest = time.time() - self._ttl
+    def files(self) -> list[tuple[float, int, Path]]:
+        """When each was written (seconds since 1970), its bytes and where it lies, oldest first; halves included."""
+        found = []
         try:
             entries = list(os.scandir(self._folder))
         except FileNotFoundError:
-            return 0
+            return []
         for entry in entries:
-            name = entry.name.removeprefix(".").removesuffix(".part")
-            if _NAME.fullmatch(name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
-                Path(entry.path).unlink(missing_ok=True)
-                removed += 1
-        return removed
+            if _NAME.fullmatch(entry.name.removeprefix(".").removesuffix(".part")):
+                with suppress(FileNotFoundError):
+                    facts = entry.stat(follow_symlinks=False)
+                    found.append((facts.st_mtime, facts.st_size, Path(entry.path)))
+        return sorted(found)
+
+    def over(self) -> list[tuple[float, int, Path]]:
+        """Those that are older than the time to live, and the oldest of those that are too much."""
+        files = self.files()
+        held, oldest = sum(size for _, size, _ in files), time.time() - self._ttl
+        gone = []
+        for written, size, path in files:
+            if written < oldest or 0 < self._capacity < held:
+                gone.append((written, size, path))
+                held -= size
+        return gone
+
+    def sweep(self) -> int:
+        """Remove what is too old or too much; returns how many files went."""
+        gone = self.over()
+        for _, _, path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)

@@ -50,6 +50,9 @@ class Objects(Protocol):
     def size(self, digest: str) -> int:
         """Its bytes. Raises `NotFoundError`."""
 
+    def written(self, digest: str) -> float:
+        """When it was last put, also where it was there already (within the hour): seconds since 1970. Raises `NotFoundError`."""
+
     def read(self, digest: str) -> Iterator[bytes]:
         """Its bytes, piece by piece; the last piece is only given out when all of them are right. Raises `NotFoundError`."""
 
@@ -173,8 +176,15 @@ class Folder:
 
     def size(self, digest: str) -> int:
         """See `Objects`."""
+        return self._facts(digest).st_size
+
+    def written(self, digest: str) -> float:
+        """See `Objects`."""
+        return self._facts(digest).st_mtime
+
+    def _facts(self, digest: str) -> os.stat_result:
         try:
-            return self._path(digest).stat().st_size
+            return self._path(digest).stat()
         except FileNotFoundError:
             raise NotFoundError("there is no such file (any more)") from None
 

@@ -5,6 +5,7 @@ S3 shows an object only when its last part is there. A small one is written on t
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What is larger goes up in parts of this size.
 PART = 8 << 20
+#: Seconds after which an object that is there is written once more when it is put: S3 has no other way to say that it is wanted again.
+_FRESH = 3600.0
 #: Seconds that one request may take, and all its attempts together.
 _REQUEST, _ALL = 60, 8
 
@@ -66,14 +69,18 @@ class Bucket:
         import obstore
 
         with source(data, digest) as (file, stored):
-            if self.has(stored.digest):
+            there = None
+            with suppress(NotFoundError):
+                there = self.written(stored.digest)
+            if there is not None and time.time() - there < _FRESH:
                 return stored
             self._make()
             name = _name(stored.digest)
             if stored.bytes <= PART:
                 content = file.read()
+                how = "create" if there is None else "overwrite"
                 with suppress(obstore.exceptions.AlreadyExistsError):
-                    _asked(lambda: obstore.put(self._store, name, content, mode="create"))
+                    _asked(lambda: obstore.put(self._store, name, content, mode=how))
             else:
                 _asked(lambda: obstore.put(self._store, name, file, chunk_size=PART, max_concurrency=2))
                 if self.size(stored.digest) != stored.bytes:
@@ -89,9 +96,16 @@ class Bucket:
 
     def size(self, digest: str) -> int:
         """See `Objects`."""
+        return int(self._head(digest)["size"])
+
+    def written(self, digest: str) -> float:
+        """See `Objects`."""
+        return float(self._head(digest)["last_modified"].timestamp())
+
+    def _head(self, digest: str) -> Any:
         import obstore
 
-        return int(_asked(lambda: obstore.head(self._store, _name(digest)))["size"])
+        return _asked(lambda: obstore.head(self._store, _name(digest)))
 
     def read(self, digest: str) -> Iterator[bytes]:
         """See `Objects`."""
