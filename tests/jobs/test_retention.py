@@ -138,6 +138,15 @@ def test_uploads_that_nobody_uses_go_before_the_results(stores: Backend) -> None
     assert b"shared" in held(stores)
 
 
+def test_what_others_than_jobs_need_stays(stores: Backend) -> None:
+    submit(stores, b"a visit's scan")
+    job = finish(stores, b"mask", days=100)
+    stores.database.write(lambda c: needs.add(c, "a visit", job.inputs, made=False))
+    retention.sweep(stores)
+    assert stores.queue.page()[1] == 0
+    assert held(stores) == {b"a visit's scan"}
+
+
 def test_studies_go_after_their_last_use(stores: Backend) -> None:
     studies = Studies(stores, stores.settings)
     made = []

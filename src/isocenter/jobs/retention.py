@@ -140,8 +140,8 @@ def _listed(connection: Connection) -> list[_Upload]:
         sa.select(*columns).select_from(given).where(JOB_FILES.c.made == sa.false())
     ):
         upload = found.setdefault(digest, _Upload(digest, int(size), 0.0, pinned=False))
-        upload.used = max(upload.used, float(finished or created))
-        upload.pinned = upload.pinned or kept or state not in ENDED
+        upload.used = max(upload.used, float(finished or created or 0.0))
+        upload.pinned = upload.pinned or bool(kept) or state not in ENDED
     return list(found.values())
 
 
@@ -151,8 +151,8 @@ def _let_go(backend: Backend, digest: str) -> bool:
     def work(connection: Connection) -> bool:
         needs.lock(connection, [digest])
         given = sa.and_(JOB_FILES.c.digest == digest, JOB_FILES.c.made == sa.false())
-        holds = sa.exists().where(given, JOBS.c.id == JOB_FILES.c.job_id, sa.or_(JOBS.c.kept == sa.true(), JOBS.c.state.not_in(ENDED)))
-        if connection.scalar(sa.select(holds)):
+        lets_go = sa.exists().where(JOBS.c.id == JOB_FILES.c.job_id, JOBS.c.kept == sa.false(), JOBS.c.state.in_(ENDED))
+        if connection.scalar(sa.select(sa.exists().where(given, sa.not_(lets_go)))):
             return False
         connection.execute(sa.delete(STUDIES).where(STUDIES.c.digest == digest))
         connection.execute(sa.delete(JOB_FILES).where(given))
