@@ -117,9 +117,9 @@ def test_medsam_pictures_are_stretched_and_scaled_by_their_own_range(folder: Pat
 
 def test_slices_are_encoded_once_and_several_at_once_for_a_mask(folder: Path) -> None:
     made = load(sam.offer(folder))
-    assert made._still is not None
+    assert made._net is not None
     seen: list[int] = []
-    module = made._still.network.module
+    module = made._net.network.module
     original = module.get_image_embeddings
 
     def counted(pixels: Any) -> Any:
@@ -322,8 +322,8 @@ def test_numbers_that_are_none_are_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ModelError, match="NaN"):
         load(sam.offer(tmp_path / "nan"))
     made = load(sam.offer(folder))
-    assert made._still is not None
-    made._still.network.module.mask_decoder.iou_token.weight.fill_(float("nan"))
+    assert made._net is not None
+    made._net.network.module.mask_decoder.iou_token.weight.fill_(float("nan"))
     session = made.begin(made.prepare(picture()))
     with pytest.raises(ModelError, match="NaN"):
         session.add([Point((0, 20, 30))])
@@ -401,9 +401,9 @@ def test_original_checkpoints_become_folders(tmp_path: Path) -> None:
     spec = sam.offer(tmp_path / "medsam")
     assert spec.options["medsam"]
     loaded = load(spec)
-    assert loaded._still is not None
-    assert loaded._still.recipe.minmax
-    assert not loaded._still.recipe.pad
+    assert loaded._net is not None
+    assert loaded._net.recipe.minmax
+    assert not loaded._net.recipe.pad
     loaded.close()
     for name in ("pixel_mean", "pixel_std"):
         published[name] = torch.ones(3, 1, 1)

@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING
 from isocenter.core.catalog import Entry
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext, ModelSpec, Task
-from isocenter.core.volume import Volume
+from isocenter.models._sam.model import SliceModel
 
 if TYPE_CHECKING:
-    from isocenter.models._sam.features import Prepared
-    from isocenter.models._sam.session import SliceSession
     from isocenter.models._sam.still import Still
 
 _ORIGINAL = "convert it with `isocenter.models.sam.convert(checkpoint, folder)`"
@@ -66,38 +64,13 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
     )
 
 
-class Sam:
-    """The interactive model; what it knows of a volume lies in `Prepared`, what a person said in the session."""
+class Sam(SliceModel):
+    """SAM or MedSAM."""
 
-    def __init__(self) -> None:
-        self._still: Still | None = None
+    def _read(self, context: ModelContext) -> Still:
+        from isocenter.models._sam.still import load_sam
 
-    def load(self, context: ModelContext) -> None:
-        """Read the weights. Raises `ModelError`."""
-        from isocenter.models import _hf
-
-        with _hf.library():
-            from isocenter.models._sam.still import load_sam
-
-            self._still = load_sam(context)
-
-    def prepare(self, volume: Volume) -> Prepared:
-        """An empty store of the slices' features: each is computed when a prompt, or following one, needs it."""
-        from isocenter.models._sam.features import Prepared
-
-        return Prepared(volume)
-
-    def begin(self, prepared: Prepared) -> SliceSession:
-        """An empty mask on the volume, ready for prompts."""
-        if self._still is None:
-            raise ModelError("the model is not loaded")
-        return self._still.begin(prepared)
-
-    def close(self) -> None:
-        """Give the memory back; sessions go on with the network that is loaded next."""
-        if self._still is not None:
-            self._still.close()
-            self._still = None
+        return load_sam(context)
 
 
 def convert(checkpoint: Path, folder: Path, *, medsam: bool | None = None) -> None:

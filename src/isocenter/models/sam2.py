@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isocenter.core.catalog import Entry
-from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext, ModelSpec, Task
-from isocenter.core.volume import Volume
+from isocenter.models._sam.model import SliceModel
 
 if TYPE_CHECKING:
-    from isocenter.models._sam.features import Prepared
-    from isocenter.models._sam.session import SliceSession
     from isocenter.models._sam.still import Still
     from isocenter.models._sam.video import Tracker
 
@@ -63,38 +60,13 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
     )
 
 
-class Sam2:
-    """The interactive model; what it knows of a volume lies in `Prepared`, what a person said in the session."""
+class Sam2(SliceModel):
+    """SAM 2 or MedSAM2."""
 
-    def __init__(self) -> None:
-        self._net: Tracker | Still | None = None
+    def _read(self, context: ModelContext) -> Tracker | Still:
+        from isocenter.models._sam.load import sam2
 
-    def load(self, context: ModelContext) -> None:
-        """Read the weights. Raises `ModelError`."""
-        from isocenter.models import _hf
-
-        with _hf.library():
-            from isocenter.models._sam.load import sam2
-
-            self._net = sam2(context)
-
-    def prepare(self, volume: Volume) -> Prepared:
-        """An empty store of the slices' features: each is computed when a prompt, or following one, needs it."""
-        from isocenter.models._sam.features import Prepared
-
-        return Prepared(volume)
-
-    def begin(self, prepared: Prepared) -> SliceSession:
-        """An empty mask on the volume, ready for prompts."""
-        if self._net is None:
-            raise ModelError("the model is not loaded")
-        return self._net.begin(prepared)
-
-    def close(self) -> None:
-        """Give the memory back; sessions go on with the network that is loaded next."""
-        if self._net is not None:
-            self._net.close()
-            self._net = None
+        return sam2(context)
 
 
 def convert(checkpoint: Path, folder: Path, *, image_size: int | None = None) -> None:

@@ -23,11 +23,10 @@ from isocenter.core.catalog import Entry
 from isocenter.core.errors import ModelError
 from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Run, Task
 from isocenter.core.volume import Volume
+from isocenter.models._sam.model import SliceModel
 
 if TYPE_CHECKING:
-    from isocenter.models._sam.features import Prepared
     from isocenter.models._sam.folder import Installed
-    from isocenter.models._sam.session import SliceSession
     from isocenter.models._sam.still import Still
     from isocenter.models._sam.video import Tracker
     from isocenter.models._sam.words import Finder
@@ -94,38 +93,13 @@ def _spec(
     )
 
 
-class Sam3:
-    """The interactive model; what it knows of a volume lies in `Prepared`, what a person said in the session."""
+class Sam3(SliceModel):
+    """SAM 3's tracker."""
 
-    def __init__(self) -> None:
-        self._net: Tracker | Still | None = None
+    def _read(self, context: ModelContext) -> Tracker | Still:
+        from isocenter.models._sam.load import sam3
 
-    def load(self, context: ModelContext) -> None:
-        """Read the tracker's weights. Raises `ModelError`."""
-        from isocenter.models import _hf
-
-        with _hf.library():
-            from isocenter.models._sam.load import sam3
-
-            self._net = sam3(context)
-
-    def prepare(self, volume: Volume) -> Prepared:
-        """An empty store of the slices' features: each is computed when a prompt, or following one, needs it."""
-        from isocenter.models._sam.features import Prepared
-
-        return Prepared(volume)
-
-    def begin(self, prepared: Prepared) -> SliceSession:
-        """An empty mask on the volume, ready for prompts."""
-        if self._net is None:
-            raise ModelError("the model is not loaded")
-        return self._net.begin(prepared)
-
-    def close(self) -> None:
-        """Give the memory back; sessions go on with the network that is loaded next."""
-        if self._net is not None:
-            self._net.close()
-            self._net = None
+        return sam3(context)
 
 
 class Sam3Text:
