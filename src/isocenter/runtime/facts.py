@@ -49,7 +49,7 @@ def _devices(fleet: Fleet) -> Iterator[Fact]:
 
 def _computes(device: Device) -> str:
     if device.kind == "cpu":
-        return "; computes in bfloat16" if device.bfloat16 else ""
+        return "; float32" + (", bfloat16 for large models or when asked for" if device.bfloat16 else "")
     return f"; {device.name}, " + ("computes in bfloat16" if device.bfloat16 else "no bfloat16 of its own: float16")
 
 
