@@ -171,7 +171,7 @@ def test_oblique_scans_keep_the_patients_sides(torso: Phantom, model: Tissue) ->
 @pytest.mark.parametrize(("name", "least"), [("lungs", 0.96), ("lung_left", 0.95), ("bone", 0.7), ("fat", 0.8), ("body", 0.97)])
 def test_a_single_slice_is_answered(torso: Phantom, model: Tissue, name: str, least: float) -> None:
     z = 40
-    (found,) = model.find(replace(torso.volume, array=torso.volume.array[z : z + 1], key=""), [name])
+    (found,) = model.find(replace(torso.volume, voxels=torso.volume.array[z : z + 1], key=""), [name])
     assert dice(found.mask, torso.masks[name][z : z + 1]) >= least
 
 
@@ -196,7 +196,7 @@ def test_lungs_that_touch_are_parted(model: Tissue) -> None:
     x = SIZE[2] // 2
     bridge = np.s_[36:44, 22:26, x - 6 : x + 6]  # lung tissue in front of the heart, from one side to the other
     array[bridge] = np.where(array[bridge] < 100, -850, array[bridge])
-    joined = replace(made.volume, array=array, key="")
+    joined = replace(made.volume, voxels=array, key="")
     left, right = model.find(joined, ["left lung", "right lung"])
     assert not (left.mask & right.mask).any()
     assert dice(left.mask, made.masks["lung_left"]) > 0.95
@@ -208,7 +208,7 @@ def test_the_table_is_no_part_of_the_body(model: Tissue) -> None:
     back = int(np.argwhere(made.masks["body"])[:, 1].max())
     array = np.array(made.volume.array, np.int16)
     array[:, back + 2 : back + 4, 20:108] = 40  # a plate as dense as flesh, 6 mm thick, close behind the patient
-    (found,) = model.find(replace(made.volume, array=array, key=""), ["body"])
+    (found,) = model.find(replace(made.volume, voxels=array, key=""), ["body"])
     assert not found.mask[:, back + 2 :].any()
     assert dice(found.mask, made.masks["body"]) > 0.98
 
@@ -235,7 +235,7 @@ def test_few_analyses_are_kept(model: Tissue) -> None:
 def test_a_picture_with_a_narrow_window_says_what_it_lost(torso: Phantom, model: Tissue) -> None:
     z = 20
     array = np.clip(np.array(torso.volume.array[z : z + 1], np.int16), -160, 240)
-    lungs, body = model.find(replace(torso.volume, array=array, key=""), ["lungs", "body"])
+    lungs, body = model.find(replace(torso.volume, voxels=array, key=""), ["lungs", "body"])
     assert not lungs.mask.any()
     assert any("cut off at -160 HU" in note for note in lungs.notes)
     assert dice(body.mask, torso.masks["body"][z : z + 1]) > 0.95
@@ -247,7 +247,7 @@ def test_odd_values_do_no_harm(torso: Phantom, model: Tissue) -> None:
     array[:, :3] = np.nan
     array[:, 3:5] = np.inf
     array[:, 5:6] = -3024
-    (found,) = model.find(replace(torso.volume, array=array, key=""), ["lungs"])
+    (found,) = model.find(replace(torso.volume, voxels=array, key=""), ["lungs"])
     assert dice(found.mask, torso.masks["lungs"]) > 0.96
 
 

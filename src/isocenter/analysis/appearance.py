@@ -48,7 +48,7 @@ def _shape(inside: NDArray[np.bool_], size: LesionSize, image: Volume | None) ->
 def _values(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], image: Volume) -> NDArray[np.float64]:
     """16 figures: a smooth histogram over the lesion (8), its moments (4), its edge against what is around it (4)."""
     around = tuple(slice(max(s.start - 3, 0), min(s.stop + 3, n)) for s, n in zip(box, image.shape, strict=True))
-    crop = image.array[around].astype(np.float64)
+    crop = image.voxels[around].astype(np.float64)
     lesion = np.zeros(crop.shape, bool)
     lesion[tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))] = inside
     crop = np.where(np.isfinite(crop), crop, 0.0)

@@ -169,7 +169,7 @@ def _touches(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], shape: 
 
 
 def _intensities(image: Volume, box: tuple[slice, slice, slice], inside: NDArray[np.bool_]) -> tuple[Intensities | None, str | None]:
-    values = image.array[box][inside].astype(np.float64)
+    values = image.voxels[box][inside].astype(np.float64)
     values = values[np.isfinite(values)]
     if not values.size:
         return None, "no voxel under the mask holds a number"

@@ -106,7 +106,7 @@ def _voxel(values: list[Any]) -> tuple[int, int, int]:
 def _statistics(volume: Volume, inside: NDArray[np.bool_]) -> tuple[float | None, float | None]:
     """Mean and standard deviation under a mask, slice by slice: a whole-body mask must not cost another volume's memory."""
     count, mean, spread = 0, 0.0, 0.0
-    for plane, where in zip(volume.array, inside, strict=True):
+    for plane, where in zip(volume.voxels, inside, strict=True):
         values = plane[where].astype(np.float64)
         values = values[np.isfinite(values)]
         if not values.size:

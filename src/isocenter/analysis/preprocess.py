@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, LimitError
 from isocenter.core.geometry import Grid
+from isocenter.core.rescaled import every
 from isocenter.core.volume import Volume
 
 #: Soft tissue in Hounsfield units, where nothing else is asked for.
@@ -38,7 +39,7 @@ def preprocess(volume: Volume, *, spacing_mm: float | None = None, centre: float
     if grid.voxels > _MOST_VOXELS:
         raise LimitError(f"{step:g} mm make {grid.voxels} voxels", limit="10^9 voxels", value=_MOST_VOXELS)
     if centre is None or width is None:
-        low, high = (CT_CENTRE - CT_WIDTH / 2, CT_CENTRE + CT_WIDTH / 2) if volume.unit == "HU" else _percentiles(volume.array)
+        low, high = (CT_CENTRE - CT_WIDTH / 2, CT_CENTRE + CT_WIDTH / 2) if volume.unit == "HU" else _percentiles(volume)
         centre, width = (low + high) / 2, max(high - low, 1e-6)
     array = resampled(volume, grid)
     np.subtract(array, np.float32(centre - width / 2), out=array)
@@ -64,21 +65,21 @@ def resampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
         raise GeometryError("the axes of this scan are not at right angles; it cannot be resampled")
     if grid.same_as(volume.grid):
         return volume.array.astype(np.float32)
-    image = sitk.GetImageFromArray(volume.array)
+    array = volume.array
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(volume.spacing)
     image.SetOrigin(volume.origin)
     image.SetDirection([float(v) for row in volume.direction for v in row])
     z, y, x = grid.shape
     direction = [float(v) for row in grid.direction for v in row]
-    lowest = float(volume.array.min())
+    lowest = float(array.min())
     result = sitk.Resample(image, (x, y, z), sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, direction, lowest, sitk.sitkFloat32, True)
     return np.asarray(sitk.GetArrayViewFromImage(result)).copy()
 
 
-def _percentiles(array: NDArray[np.generic]) -> tuple[float, float]:
+def _percentiles(volume: Volume) -> tuple[float, float]:
     """1st and 99th percentile of at most a million voxels, evenly taken."""
-    flat = array.reshape(-1)
-    sample = flat[:: max(1, flat.size // 1_000_000)].astype(np.float64)
+    sample = every(volume.voxels, max(1, volume.voxels.size // 1_000_000)).astype(np.float64)
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return 0.0, 1.0

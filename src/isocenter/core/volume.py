@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, InputError
 from isocenter.core.geometry import IDENTITY, Grid, Triple
+from isocenter.core.rescaled import Rescaled, Voxels
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ class Source:
 class Volume:
     """A scan that is ready to use.
 
-    array: (z, y, x), C-contiguous, read-only, of a real number type. spacing (mm), origin (mm) and direction as ITK has
-    them, in (x, y, z) and LPS. modality: a DICOM modality such as "CT" and "MR", or None when nobody knows. unit: "HU"
-    or "a.u.". key: hash of voxels and geometry, made when not given; it never depends on a file or folder name.
+    voxels: (z, y, x), C-contiguous, read-only, of a real number type: an array, or integers that become float32 where they
+    are looked at (`Rescaled`). `voxels[...]` and iteration give parts of it as arrays, `array` all of it. spacing (mm),
+    origin (mm) and direction as ITK has them, in (x, y, z) and LPS. modality: a DICOM modality such as "CT" and "MR", or
+    None when nobody knows. unit: "HU" or "a.u.". key: hash of voxels and geometry, made when not given; it never depends on
+    a file or folder name.
     Raises `InputError` or `GeometryError` when any of it does not fit.
     """
 
-    array: NDArray[np.generic]
+    voxels: Voxels
     spacing: Triple = (1.0, 1.0, 1.0)
     origin: Triple = (0.0, 0.0, 0.0)
     direction: tuple[Triple, Triple, Triple] = IDENTITY
@@ -62,29 +65,44 @@ class Volume:
     source: Source = field(default_factory=Source)
 
     def __post_init__(self) -> None:
-        array = self.array
-        if array.ndim != 3:
-            raise GeometryError(f"a volume needs three axes (z, y, x), not {array.ndim}")
-        if array.dtype.kind not in "iufb":
-            raise InputError(f"voxels must be real numbers, not {array.dtype}")
-        # Native byte order and C order once, here, so that no kernel behind has to ask.
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-        array = array.view()
-        array.flags.writeable = False
-        object.__setattr__(self, "array", array)
-        z, y, x = array.shape
+        voxels = self.voxels
+        if voxels.ndim != 3:
+            raise GeometryError(f"a volume needs three axes (z, y, x), not {voxels.ndim}")
+        if not isinstance(voxels, Rescaled):
+            if voxels.dtype.kind not in "iufb":
+                raise InputError(f"voxels must be real numbers, not {voxels.dtype}")
+            # Native byte order and C order once, here, so that no kernel behind has to ask.
+            voxels = np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("=")).view()
+            voxels.flags.writeable = False
+            object.__setattr__(self, "voxels", voxels)
+        z, y, x = voxels.shape
         object.__setattr__(self, "_grid", Grid((z, y, x), self.spacing, self.origin, self.direction))
         if not self.key:
-            object.__setattr__(self, "key", content_key(array, self.grid))
+            object.__setattr__(self, "key", content_key(voxels, self.grid))
 
     @classmethod
     def on_grid(
-        cls, array: NDArray[np.generic], grid: Grid, *, modality: str | None = None, unit: str = "a.u.", key: str = "", source: Source | None = None
+        cls, array: Voxels, grid: Grid, *, modality: str | None = None, unit: str = "a.u.", key: str = "", source: Source | None = None
     ) -> Volume:
         """A volume of `array` (z, y, x) on `grid`."""
         if tuple(array.shape) != grid.shape:
             raise GeometryError(f"the array has shape {array.shape}, its grid {grid.shape}")
         return cls(array, grid.spacing, grid.origin, grid.direction, modality, unit, key, source or Source())
+
+    @property
+    def array(self) -> NDArray[np.generic]:
+        """All voxels. Of `Rescaled` ones a float32 array that is made here: hold it while it is needed, no longer."""
+        return self.voxels.whole() if isinstance(self.voxels, Rescaled) else self.voxels
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The numbers' type as `array` has it."""
+        return self.voxels.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the voxels as they are kept."""
+        return self.voxels.nbytes
 
     @property
     def grid(self) -> Grid:
@@ -111,13 +129,19 @@ class Volume:
         spacing = " x ".join(f"{s:.4g}" for s in self.spacing)
         return (
             f"Volume({x} x {y} x {z} voxels of {spacing} mm, {self.grid.orientation}, {self.modality or 'unknown modality'}, "
-            f"{self.array.dtype}, {self.array.nbytes / 1e6:.1f} MB, {self.key[:12]})"
+            f"{self.dtype}, {self.nbytes / 1e6:.1f} MB, {self.key[:12]})"
         )
 
 
-def content_key(array: NDArray[np.generic], grid: Grid) -> str:
-    """Hash of voxels and geometry, 32 hexadecimal digits: equal exactly when both are equal (BLAKE3, cut to 128 bits)."""
+def content_key(voxels: Voxels, grid: Grid) -> str:
+    """Hash of voxels and geometry, 32 hexadecimal digits: equal exactly when both are equal (BLAKE3, cut to 128 bits).
+
+    `Rescaled` voxels are hashed as they are stored, with their line.
+    """
     digest = blake3()
-    digest.update(repr((array.dtype.str, grid)).encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if isinstance(voxels, Rescaled):
+        digest.update(repr((voxels.slope, voxels.inter)).encode())
+        voxels = voxels.stored
+    digest.update(repr((voxels.dtype.str, grid)).encode())
+    digest.update(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:32]

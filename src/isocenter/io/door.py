@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from isocenter.core.errors import InputError, IsocenterError, MemoryLimitError, UnsupportedError, UsageError
+from isocenter.core.rescaled import Voxels, every
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Volume
 from isocenter.io import dicom, dicom_header
@@ -191,22 +191,21 @@ def _finish(volume: Volume, modality: str | None) -> Volume:
         return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
     if volume.modality == "CT" and volume.unit != "HU":
         # The header does not say that these are Hounsfield units; most often it merely forgot to.
-        if looks_like_ct(volume.array):
+        if looks_like_ct(volume.voxels):
             return volume.with_modality("CT", "HU", "The header names no unit; the values are those of Hounsfield units.")
         return volume.with_modality("CT", volume.unit, "The header does not say that the values are Hounsfield units, and they do not look so.")
-    if volume.modality is None and volume.source.format in ("nifti", "nrrd", "metaimage") and looks_like_ct(volume.array):
+    if volume.modality is None and volume.source.format in ("nifti", "nrrd", "metaimage") and looks_like_ct(volume.voxels):
         return volume.with_modality("CT", "HU", "The file names no modality; its values are those of a CT in Hounsfield units, so it was read as CT.")
     return volume
 
 
-def looks_like_ct(array: NDArray[np.generic]) -> bool:
+def looks_like_ct(voxels: Voxels) -> bool:
     """Whether the values are Hounsfield units: a peak of soft tissue where water is 0, with air at -1000 or fat below it.
 
     No other modality is calibrated so: MR and PET start at 0, normalised images lie within a few units, and maps that
     run through 0 (phase, subtraction) have no peak between 0 and 100 that stands out from both sides.
     """
-    flat = array.reshape(-1)
-    sample = np.asarray(flat[:: max(flat.size // 200_000, 1) | 1], np.float32)
+    sample = np.asarray(every(voxels, max(voxels.size // 200_000, 1) | 1), np.float32)
     if sample.size < 1000 or not -4096 <= sample.min() <= -50 or sample.max() < 60:
         return False
 

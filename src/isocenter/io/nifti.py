@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, LimitError
 from isocenter.core.geometry import Grid
+from isocenter.core.rescaled import Rescaled, Voxels, fits
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Source, Volume
 from isocenter.io import gz, raw
@@ -26,7 +27,8 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     """The volume in a NIfTI file of `size` bytes; `file` is seekable and stands at its start.
 
     The header is checked before anything is allocated, and never more is inflated than it declares. Integers stay
-    integers where the scaling allows; everything else becomes float32. Raises `InputError` and its kinds.
+    integers where the scaling allows; small ones with a fractional scaling stay as they are stored (`Rescaled`); everything
+    else becomes float32. Raises `InputError` and its kinds.
     """
     packed = file.read(2) == gz.MAGIC
     file.seek(0)
@@ -39,17 +41,29 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
         raise LimitError(f"the header declares {header.offset} bytes before the voxels", limit="max_header_bytes", value=limits.max_header_bytes)
     raw.check_declared(header.voxels, header.offset + header.nbytes, size * gz.MAX_RATIO if packed else size, limits)
     stream.skip(header.offset - len(start))
-    flat, notes = _voxels(stream, header)
+    voxels, notes = _voxels(stream, header)
     stream.check()
     source = Source("nifti", header.notes + notes, header.raw)
-    return Volume.on_grid(flat.reshape(header.shape), header.grid, source=source)
+    return Volume.on_grid(voxels, header.grid, source=source)
 
 
-def _voxels(stream: raw.Stream, header: Header) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+def _voxels(stream: raw.Stream, header: Header) -> tuple[Voxels, tuple[str, ...]]:
+    """The voxels (z, y, x), as small as they can be kept; notes."""
+    if header.is_scaled and not header.channels and not _stays_integer(header) and fits(header.kind, header.slope, header.inter):
+        return Rescaled(raw.numbers(stream, header.voxels, header.kind).reshape(header.shape), header.slope, header.inter), ()
+    flat, notes = _flat(stream, header)
+    return flat.reshape(header.shape), notes
+
+
+def _stays_integer(header: Header) -> bool:
+    return header.kind.kind in "iu" and header.slope.is_integer() and header.inter.is_integer()
+
+
+def _flat(stream: raw.Stream, header: Header) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     """The voxels in file order; notes."""
     if header.channels or not header.is_scaled:
         return raw.voxels(stream, header.voxels, header.kind, header.channels or 1)
-    if header.kind.kind in "iu" and header.slope.is_integer() and header.inter.is_integer():
+    if _stays_integer(header):
         return raw.clean(_rescale_integers(raw.numbers(stream, header.voxels, header.kind), int(header.slope), int(header.inter)))
     return raw.clean(_scaled(stream, header))
 

@@ -107,10 +107,10 @@ def to_hounsfield(volume: Volume, window: str) -> Volume:
 
     A picture has no scale, and anatomy needs one: its longer side is taken as `FIELD_MM`.
     """
-    if volume.source.format != "picture" or volume.array.dtype.kind != "u":
+    if volume.source.format != "picture" or volume.dtype.kind != "u":
         raise UnsupportedError("only the grey levels of a PNG or JPEG can be mapped to Hounsfield units by a window")
     width, level = _window(window)
-    white = 2 ** (8 * volume.array.dtype.itemsize) - 1
+    white = 2 ** (8 * volume.dtype.itemsize) - 1
     units = np.rint(level - width / 2 + volume.array.astype(np.float64) * (width / white))
     note = f"Grey levels 0..{white} were taken as {level - width / 2:g}..{level + width / 2:g} HU (window {width:g}/{level:g})."
     scale = f"A picture has no scale; its longer side was taken as {FIELD_MM:g} mm."

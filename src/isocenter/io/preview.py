@@ -117,7 +117,7 @@ def _window(volume: Volume, planes: list[_Plane], array: NDArray[np.generic], la
         level, width = LUNG if chest else SOFT_TISSUE
         return level - width / 2, level + width / 2
     if volume.source.format == "picture":
-        return 0.0, float(2 ** (8 * volume.array.dtype.itemsize) - 1)
+        return 0.0, float(2 ** (8 * volume.dtype.itemsize) - 1)
     values = np.concatenate([plane.cut(array).ravel()[::3] for plane in planes]).astype(np.float64)
     # Air and padding are most of many images and would eat up the contrast.
     body = values[values > values.min()]

@@ -183,6 +183,6 @@ def _part(run: Run, number: int, count: int, fraction: float, message: str) -> N
 def _notes(volume: Volume, window: tuple[float, float] | None) -> tuple[str, ...]:
     if window is not None:
         return (f"shown in the CT window {window[1]:g}/{window[0]:g}",)
-    if volume.array.dtype == np.uint8:
+    if volume.dtype == np.uint8:
         return ()
     return ("shown between the 0.5 and 99.5 percentiles of its values",)

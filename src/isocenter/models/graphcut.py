@@ -135,7 +135,7 @@ class _GraphCut:
         if foreground.shape != volume.shape or background.shape != volume.shape:
             raise PromptError(f"scribbles must have the volume's shape {volume.shape} (z, y, x)")
         box = _box(volume, foreground, background, roi)
-        voxels = volume.array[box.slices]
+        voxels = volume.voxels[box.slices]
         seeds = np.zeros(voxels.shape, np.uint8)
         seeds[background[box.slices]] = _build.BACKGROUND
         seeds[foreground[box.slices]] = _build.FOREGROUND

@@ -134,13 +134,14 @@ class NNUNet:
         asked = self._asked(options or {})
         notes = _notes(volume, trained, asked)
         mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in trained.labels) < 256 else np.uint16)
-        if not np.any(volume.array):
+        scan = volume.array
+        if not np.any(scan):
             return LabelMap(mask, trained.labels, notes=(*notes, "the scan holds nothing but zeros"))
         from isocenter.models._nnunet.predict import segment
 
         grid = volume.grid
         target = asked.orientation or grid.orientation
-        array = np.array(reorient(volume.array, grid, target), dtype=np.float32)
+        array = np.array(reorient(scan, grid, target), dtype=np.float32)
         if not np.isfinite(array).all():
             raise UnsupportedError("the scan holds voxels that are not finite numbers; replace them first")
         # A grid of the turned spacing: the axes of `reorient`, in (z, y, x).

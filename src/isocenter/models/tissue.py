@@ -65,8 +65,8 @@ class Tissue:
         from isocenter.models._tissue.answer import render
         from isocenter.models._tissue.places import PLACES
 
-        scene = self._scene(volume, run)
         straight = reorient(volume.array, volume.grid)
+        scene = self._scene(volume, run)
         findings: list[Finding] = []
         done: dict[str, Finding] = {}
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True)):

@@ -28,7 +28,7 @@ class _Entry:
 
     @property
     def nbytes(self) -> int:
-        return self.volume.array.nbytes + sum(int(d.nbytes) for d in self.derived.values())
+        return self.volume.nbytes + sum(int(d.nbytes) for d in self.derived.values())
 
 
 class VolumeStore:
@@ -72,7 +72,7 @@ class VolumeStore:
         """Keep a volume; the one returned shares its voxels with an equal, earlier one where there is one."""
         with self._lock:
             entry = self._entries.setdefault(volume.key, _Entry(volume))
-            volume = replace(volume, array=entry.volume.array)
+            volume = replace(volume, voxels=entry.volume.voxels)
             if alias is not None:
                 entry.known_as[alias] = volume
                 self._aliases[alias] = volume.key

@@ -36,7 +36,7 @@ def window_of(prompt: str) -> tuple[float, float]:
 
 def scaled(volume: Volume, window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Grey levels (z, y, x): the window of a CT; without one the 0.5 to 99.5 percentiles of what is not zero; 8 bits as they are."""
-    if window is None and volume.array.dtype == np.uint8:
+    if window is None and volume.dtype == np.uint8:
         return np.asarray(volume.array, np.uint8)
     array = np.asarray(volume.array, np.float32)
     if not np.isfinite(array).all():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.core.rescaled import Voxels
 from isocenter.core.volume import Volume
 
 Index = tuple[int, int, int]
@@ -37,7 +38,7 @@ class Prepared:
         self.levels = _levels(volume)
         self._coarse: dict[int, tuple[NDArray[np.float32], float]] = {}
         self._lock = threading.Lock()
-        self.low, self.high, self.noise = _scale(volume.array)
+        self.low, self.high, self.noise = _scale(volume.voxels)
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +49,7 @@ class Prepared:
         """Intensities of [lo, hi) in voxels of `level`, in units of that level's noise, clipped to the robust range."""
         box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
         if level == 0:
-            return self._scaled(self.volume.array[box].astype(np.float32), self.noise)
+            return self._scaled(self.volume.voxels[box].astype(np.float32), self.noise)
         with self._lock:
             values, noise = self._copy(level)
         return self._scaled(values[box].copy(), noise)
@@ -56,7 +57,7 @@ class Prepared:
     def _copy(self, level: int) -> tuple[NDArray[np.float32], float]:
         """A level's means and their own noise: the copy looks like a scan that was taken at that resolution."""
         if level not in self._coarse:
-            finer = self.volume.array if level == 1 else self._copy(level - 1)[0]
+            finer = self.volume.voxels if level == 1 else self._copy(level - 1)[0]
             above, at = self.levels[level - 1], self.levels[level]
             values = _block_mean(finer, at.shape, [b // a for a, b in zip(above.stride, at.stride, strict=True)])
             self._coarse[level] = values, _scale(values)[2]
@@ -84,7 +85,7 @@ def _levels(volume: Volume) -> list[Level]:
     return levels
 
 
-def _block_mean(array: NDArray[np.generic], shape: Index, stride: list[int]) -> NDArray[np.float32]:
+def _block_mean(array: Voxels, shape: Index, stride: list[int]) -> NDArray[np.float32]:
     """Mean over blocks of `stride`; blocks that stick out of the far faces take what there is of them."""
     from isocenter.models._geodesic import kernels
 
@@ -97,7 +98,7 @@ def _block_mean(array: NDArray[np.generic], shape: Index, stride: list[int]) -> 
     return out
 
 
-def _scale(array: NDArray[np.generic]) -> tuple[float, float, float]:
+def _scale(array: Voxels) -> tuple[float, float, float]:
     """Robust low and high values and the noise, from a regular subsample of neighbouring voxels.
 
     noise: 1.4826 times the median absolute difference of neighbours in x (most of them lie inside one tissue). Pairs at the

@@ -94,7 +94,7 @@ class Looking:
 
     def grey(self, z: int) -> NDArray[np.uint8]:
         """Slice z as the network sees it."""
-        return windows.to_grey(self._prepared.volume.array[z], self._window)
+        return windows.to_grey(self._prepared.volume.voxels[z], self._window)
 
     def look_ahead(self, slices: Sequence[int]) -> None:
         """Encode slices that will all be asked about, several at once."""

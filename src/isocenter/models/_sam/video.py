@@ -76,7 +76,7 @@ class Film(Mapping[int, Any]):
         return iter(range(len(self)))
 
     def __getitem__(self, z: int) -> Any:
-        grey = windows.to_grey(self._prepared.volume.array[z], self._window)
+        grey = windows.to_grey(self._prepared.volume.voxels[z], self._window)
         return self._tracker.recipe.pixels(grey, self._frame)
 
     # The two methods of the library's cache.

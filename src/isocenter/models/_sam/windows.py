@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt
+from isocenter.core.rescaled import every
 from isocenter.core.volume import Volume
 
 #: Below this (HU) a prompt lies on aerated lung or gas, above the other on cortical bone or metal.
@@ -41,7 +42,7 @@ def choose(volume: Volume, prompts: Sequence[Prompt], fixed: Window | None = Non
         return fixed
     if volume.modality != "CT":
         return percentiles(volume)
-    return for_value(next((v for p in prompts if (v := _value(volume.array, p)) is not None), 0.0))
+    return for_value(next((v for p in prompts if (v := _value(volume, p)) is not None), 0.0))
 
 
 def for_value(hu: float) -> Window:
@@ -51,10 +52,9 @@ def for_value(hu: float) -> Window:
 
 def percentiles(volume: Volume) -> Window:
     """The window of a scan whose numbers have no unit."""
-    if volume.array.dtype == np.uint8:
+    if volume.dtype == np.uint8:
         return Window(0.0, 255.0)
-    flat = volume.array.reshape(-1)
-    values = flat[:: max(1, flat.size // _SAMPLES)].astype(np.float64)
+    values = every(volume.voxels, max(1, volume.voxels.size // _SAMPLES)).astype(np.float64)
     values = values[np.isfinite(values) & (values != 0)]
     if values.size == 0:
         return Window(0.0, 1.0)
@@ -72,18 +72,18 @@ def to_grey(plane: NDArray[np.generic], window: Window) -> NDArray[np.uint8]:
     return np.rint(grey).astype(np.uint8)
 
 
-def _value(array: NDArray[np.generic], prompt: Prompt) -> float | None:
+def _value(volume: Volume, prompt: Prompt) -> float | None:
     """The median intensity of what a positive prompt points at."""
     if isinstance(prompt, Point) and prompt.positive:
         z, y, x = prompt.zyx
-        values = array[z, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        values = volume.voxels[z, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
     elif isinstance(prompt, Box) and prompt.positive:
         z, y, x = ((a + b) // 2 for a, b in zip(prompt.lo, prompt.hi, strict=True))
         half = [max(1, (b - a) // 6) for a, b in zip(prompt.lo[1:], prompt.hi[1:], strict=True)]
-        values = array[z, max(0, y - half[0]) : y + half[0] + 1, max(0, x - half[1]) : x + half[1] + 1]
+        values = volume.voxels[z, max(0, y - half[0]) : y + half[0] + 1, max(0, x - half[1]) : x + half[1] + 1]
     elif isinstance(prompt, MaskPrompt) and prompt.positive:
-        values = array[np.asarray(prompt.mask) != 0]
+        values = volume.voxels[np.asarray(prompt.mask) != 0]
     else:
         return None
     values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return float(np.median(values)) if values.size else None
+    return float(np.median(values.astype(np.float64))) if values.size else None

@@ -61,7 +61,7 @@ class Finder:
         for start in range(0, shape[0], step):
             run.check(start / shape[0], f"slice {start + 1} of {shape[0]}")
             part = range(start, min(start + step, shape[0]))
-            pixels = torch.stack([self.recipe.pixels(windows.to_grey(volume.array[z], window), square) for z in part])
+            pixels = torch.stack([self.recipe.pixels(windows.to_grey(volume.voxels[z], window), square) for z in part])
             with self.network.running() as module:
                 seen = module.get_vision_features(pixels.to(self.network.device))
                 for index, words in enumerate(asked):
