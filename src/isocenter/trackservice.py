@@ -23,20 +23,20 @@ from isocenter.analysis import appearance
 from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.growth.forecast import BROAD, Population
-from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion, split
+from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion
 from isocenter.analysis.narrative import template
 from isocenter.analysis.preprocess import preprocess
-from isocenter.analysis.report import html, tables
-from isocenter.analysis.report.thumbnails import thumbnail
+from isocenter.analysis.report import formats
+from isocenter.analysis.report.scans import Scans, Shots, each_lesion
+from isocenter.analysis.report.told import Told
 from isocenter.analysis.tracking.graph import Correction
 from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import Triple, onto
 from isocenter.core.model import QUIET, Run, Task
-from isocenter.core.patient import Lesion, Patient, Timepoint
+from isocenter.core.patient import Identity, Patient, Timepoint
 from isocenter.core.prompts import Point
-from isocenter.core.settings import Limits
 from isocenter.core.volume import Volume
-from isocenter.io import door, visits, write
+from isocenter.io import door, uids, visits, write
 from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.service import Service
 
@@ -49,7 +49,8 @@ _BLOCK = 4 * 1024 * 1024
 class TrackOptions:
     """How lesions are found and what is kept. model, labels: for visits that have neither a mask nor clicks.
 
-    least_mm3: smaller specks are not lesions. preprocessed: whether scans ready for networks are written too.
+    least_mm3: smaller specks are not lesions. preprocessed: whether scans ready for networks are written too. formats: names
+    in `analysis.report.formats.FORMATS`. identity: whether outputs name the patient, as the scans' headers do.
     """
 
     model: str | None = None
@@ -59,6 +60,8 @@ class TrackOptions:
     preprocessed: bool = True
     register: bool = True
     immunotherapy: bool = False
+    formats: tuple[str, ...] = formats.DEFAULT
+    identity: bool = False
 
 
 def track(
@@ -76,6 +79,7 @@ def track(
     One visit that cannot be read does not stop the others: it counts as not evaluated, and says why.
     """
     options = options or TrackOptions()
+    formats.chosen(options.formats)  # before any work is done
     study = visits.read(place, service.settings)
     patient = Patient(study.patient_id, tuple(Timepoint(v.id, v.day, v.scan_date, v.modality) for v in study.visits), study.therapies)
     home = out / "processed" / study.patient_id
@@ -90,45 +94,44 @@ def track(
     run.check((steps - 1) / steps, "following lesions")
     case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
     case = replace(case, notes=(*study.notes, *case.notes))
-    run.check((steps - 0.5) / steps, "writing the report")
-    _report(case, study, home, out)
+    _report(service, case, study, home, out, options, run, (steps - 0.5) / steps)
     run.check(1.0, "done")
     return case
 
 
-def _report(case: Case, study: StudyFiles, home: Path, out: Path) -> None:
-    """growth.json beside the visits; case.json, measurements.csv and report.html."""
-    story, told = template.write(case), as_dict(case)
-    _save(home / "growth.json", _json({"growth": told["growth"]}))
-    _save(out / "case.json", _json({**told, "narrative": asdict(story)}))
-    _save(out / "measurements.csv", tables.measurements(case).encode())
-    shots = _Shots({v.id: v for v in study.visits}, home)
-    version = metadata.version("isocenter")
-    facts = {"Isocenter": version, "Narrative": story.model, "Appearance": f"{appearance.NAME} {appearance.VERSION}"}
-    source = f"Written by {story.model} from the measurements alone. {story.disclaimer}"
-    page = html.render(case, story.parts, source, thumbnail=shots, provenance=facts)
-    _save(out / "report.html", page.encode())
+def told(
+    service: Service, study: StudyFiles, case: Case, out: Path, *, options: TrackOptions | None = None, story: template.Narrative | None = None
+) -> Told:
+    """A case that `track` made into `out`, ready for `analysis.report.formats`: its story, its scans and pictures.
+
+    story: another narrative than the template's. Patient fields are read from the scans where `options.identity` asks for them.
+    """
+    options = options or TrackOptions()
+    files, home = {v.id: v for v in study.visits}, out / "processed" / study.patient_id
+
+    def scan(name: str) -> Volume | None:
+        visit = files.get(name)
+        return None if visit is None or visit.image is None else _open(service, visit)
+
+    who: Identity | None = None
+    if options.identity:
+        who = next((w for v in case.visits if v.found is not None and (s := scan(v.timepoint.timepoint_id)) and (w := uids.identity(s))), None)
+        if who is None:
+            raise UsageError("patient fields were asked for, but no scan says who the patient is: only DICOM headers do")
+    told_by, version = story or template.write(case), metadata.version("isocenter")
+    facts = {"Isocenter": version, "Narrative": told_by.model, "Appearance": f"{appearance.NAME} {appearance.VERSION}"}
+    shots = Shots({name: visit.modality for name, visit in files.items()}, home)
+    return Told(case, told_by, version, facts, shots, Scans(scan, home, options.least_mm3), who)
 
 
-class _Shots:
-    """Pictures of lesions, out of the visits' own files; one scan is held at a time."""
-
-    def __init__(self, files: Mapping[str, VisitFiles], home: Path) -> None:
-        self._files, self._home = files, home
-        self._name = ""
-        self._scan: Volume | None = None
-        self._mask: NDArray[np.generic] | None = None
-        self._limits = Limits()
-
-    def __call__(self, lesion: Lesion) -> bytes | None:
-        if lesion.timepoint_id != self._name:
-            folder = self._home / lesion.timepoint_id
-            self._scan = door.read_path(folder / "scan.nii.gz", limits=self._limits, modality=self._files[lesion.timepoint_id].modality)
-            self._mask = np.load(folder / "mask.npy", allow_pickle=False)
-            self._name = lesion.timepoint_id
-        if self._scan is None or self._mask is None:
-            return None
-        return thumbnail(self._scan.array, self._mask, self._scan.grid, lesion, unit=lesion.unit or "")
+def _report(service: Service, case: Case, study: StudyFiles, home: Path, out: Path, options: TrackOptions, run: Run, at: float) -> None:
+    """growth.json beside the visits, and the case in every format that was asked for."""
+    _save(home / "growth.json", _json({"growth": as_dict(case)["growth"]}))
+    ready, kinds = told(service, study, case, out, options=options), formats.chosen(options.formats)
+    for k, kind in enumerate(kinds):
+        run.check(at + (1 - at) * k / len(kinds), f"writing {kind.words}")
+        for name, data in kind.write(ready):
+            _save(out / name, data)
 
 
 def _pairs(found: Sequence[MeasuredVisit]) -> list[tuple[MeasuredVisit, MeasuredVisit]]:
@@ -234,17 +237,15 @@ def _lesions(
     study: StudyFiles, mask: NDArray[np.generic], volume: Volume, method: str, options: TrackOptions
 ) -> tuple[tuple[Found, ...], NDArray[np.float32]]:
     """Every connected lesion of every label, largest first within a label, with its appearance."""
-    least = max(1, int(np.ceil(options.least_mm3 / volume.grid.voxel_mm3)))
     found: list[Found] = []
     vectors: list[NDArray[np.float32]] = []
-    for label in (int(v) for v in np.unique(mask) if v):
-        for box, inside in split(mask == label, least_voxels=least):
-            size = measure_lesion(inside, box, volume.grid, volume)
-            vector = appearance.vector(inside, box, size, volume)
-            vectors.append(vector)
-            name = f"lesion-{len(found) + 1}"
-            organ = study.organs.get(label) or None
-            found.append(Found(name, size, label, organ, label in study.nodes, method, tuple(float(v) for v in vector)))
+    for label, box, inside in each_lesion(mask, volume.grid, options.least_mm3):
+        size = measure_lesion(inside, box, volume.grid, volume)
+        vector = appearance.vector(inside, box, size, volume)
+        vectors.append(vector)
+        name = f"lesion-{len(found) + 1}"
+        organ = study.organs.get(label) or None
+        found.append(Found(name, size, label, organ, label in study.nodes, method, tuple(float(v) for v in vector)))
     table = np.stack(vectors) if vectors else np.zeros((0, appearance.DIMENSIONS), np.float32)
     return tuple(found), table
 
@@ -298,7 +299,20 @@ def _key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackO
     used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
     labels = sorted(study.organs.items()), sorted(study.nodes)
     digest.update(
-        repr((_VERSION, visit.series_uid, visit.modality, visit.clicks, used, replace(options, model=None, register=True), labels)).encode()
+        repr(
+            (
+                _VERSION,
+                visit.series_uid,
+                visit.modality,
+                visit.clicks,
+                used,
+                options.labels,
+                options.least_mm3,
+                options.spacing_mm,
+                options.preprocessed,
+                labels,
+            )
+        ).encode()
     )
     return digest.hexdigest()[:32]
 

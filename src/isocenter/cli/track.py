@@ -13,6 +13,7 @@ EXAMPLES = (
     "isocenter track study.json -o report/",
     "isocenter track patient_dicom/ -o report/ -m lesion_net --label tumor",
     "isocenter track bids/sub-01 -o report/ --immunotherapy",
+    "isocenter track patient_dicom/ -o report/ -f pdf -f sr --identity",
 )
 
 
@@ -24,19 +25,34 @@ def track(
     least_mm3: Annotated[float, typer.Option(min=0, help="Smaller specks are not lesions.")] = 30.0,
     immunotherapy: Annotated[bool, typer.Option(help="Judge by iRECIST as well.")] = False,
     no_register: Annotated[bool, typer.Option("--no-register", help="Do not align the scans; lesions are matched by a common shift.")] = False,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", metavar="NAME", help="What to write: json, csv, html, pdf, fhir, seg, sr, or all; may be repeated."),
+    ] = None,
+    identity: Annotated[bool, typer.Option("--identity", help="Name the patient in what is written, as the scans' DICOM headers do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the case as JSON.")] = False,
 ) -> None:
     """Follow a patient's lesions from visit to visit: sizes, response, growth, forecast, what-if.
 
-    What was computed before from the same files is not computed again. Writes case.json, report.html and, for every visit,
-    scan, mask, measurements and what networks need, under OUTPUT/processed.
+    What was computed before from the same files is not computed again. Writes case.json, measurements.csv and report.html
+    (or what --format names) and, for every visit, scan, mask, measurements and what networks need, under OUTPUT/processed.
     """
+    from isocenter.analysis.report import formats
     from isocenter.cli.chosen import settings
     from isocenter.service import Service
     from isocenter.trackservice import TrackOptions
     from isocenter.trackservice import track as follow
 
-    options = TrackOptions(model=model, labels=tuple(label or ()), least_mm3=least_mm3, immunotherapy=immunotherapy, register=not no_register)
+    kinds = formats.chosen(format_ or ())
+    options = TrackOptions(
+        model=model,
+        labels=tuple(label or ()),
+        least_mm3=least_mm3,
+        immunotherapy=immunotherapy,
+        register=not no_register,
+        formats=tuple(kind.name for kind in kinds),
+        identity=identity,
+    )
     service = Service(settings())
     try:
         with watched("Following the patient", quiet=as_json) as run:
@@ -72,5 +88,5 @@ def track(
     table(("Visit", "Day", "Lesions", "Volume (ml)", "Sum (mm)", "Change (%)", "RECIST 1.1"), rows, numbers=(1, 2, 3, 4, 5))
     if case.best_overall:
         typer.echo(f"Best overall response, confirmed: {case.best_overall}")
-    for name in ("report.html", "case.json", "measurements.csv"):
-        typer.echo(out / name)
+    for kind in kinds:
+        typer.echo(f"{out / kind.place}: {kind.words}")

@@ -25,6 +25,19 @@ def check_id(text: str, what: str) -> str:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who a patient is, as a scan's header says it; only read, and only written, where somebody asks for it.
+
+    birth_date: None where the header has none. sex: "M", "F", "O" or empty, as DICOM has it.
+    """
+
+    patient_id: str
+    name: str
+    birth_date: date | None = None
+    sex: str = ""
+
+
+@dataclass(frozen=True)
 class Timepoint:
     """One visit. day: after the first visit, which has 0. scan_date: None where only offsets are known."""
 

@@ -51,3 +51,30 @@ def label(name: str, value: int = 1) -> Label:
         return Label(value, name, TISSUE, Code("85756007", "SCT", "Tissue"), (64 + seed * 37 % 192, 64 + seed * 59 % 192, 64 + seed * 83 % 192))
     category, code, meaning, colour = known
     return Label(value, name, category, Code(code, "SCT", meaning), colour)
+
+
+#: How people call organs in a study's labels, by the names above.
+_ALIASES = {"lung": "lungs", "kidney": "kidneys", "left lung": "lung_left", "right lung": "lung_right", "left kidney": "kidney_left",
+            "right kidney": "kidney_right", "urinary bladder": "bladder", "rib": "ribs", "vertebra": "spine"}  # fmt: skip
+_SITES = {
+    "lymph node": Code("59441001", "SCT", "Lymph Node"),
+    "node": Code("59441001", "SCT", "Lymph Node"),
+    "breast": Code("76752008", "SCT", "Breast"),
+    "colon": Code("71854001", "SCT", "Colon"),
+    "prostate": Code("41216001", "SCT", "Prostate"),
+    "adrenal gland": Code("23451007", "SCT", "Adrenal gland"),
+    "mediastinum": Code("72410000", "SCT", "Mediastinum"),
+    "neck": Code("45048000", "SCT", "Neck"),
+    "pleura": Code("3120008", "SCT", "Pleura"),
+    "abdomen": Code("818981001", "SCT", "Abdomen"),
+    "pelvis": Code("816092008", "SCT", "Pelvis"),
+}
+
+
+def site(name: str | None) -> Code | None:
+    """The SNOMED CT code of the organ or region that somebody named; None where it is not known."""
+    key = (name or "").strip().lower().replace("_", " ")
+    known = _STRUCTURES.get(_ALIASES.get(key, key.replace(" ", "_")))
+    if known is not None and known[0] is ORGAN:
+        return Code(known[1], "SCT", known[2])
+    return _SITES.get(key)

@@ -10,7 +10,8 @@ import io
 import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from isocenter.core.errors import UnsupportedError, UsageError
 from isocenter.core.segmentation import Code, Label, Segmentation
 from isocenter.core.terminology import TISSUE
 from isocenter.core.volume import Volume
+from isocenter.io.uids import derived_uid
 
 #: What highdicom needs of every slice but the first, whose whole header is read.
 _NEEDED = (
@@ -37,37 +39,75 @@ _DEFAULT_COLOUR = (128, 174, 128)
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def write(result: Segmentation, volume: Volume, *, kind: Literal["BINARY", "LABELMAP"] = "BINARY") -> bytes:
+#: What is read beside that of a first header when its patient is not to be named: when the study was, and where frames lie.
+_NAMELESS = (
+    "StudyDate", "StudyTime", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "DimensionOrganizationSequence", "DimensionIndexSequence", "PositionReferenceIndicator",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a segment is called and known by in every scan of a patient, and where in the body it lies."""
+
+    identifier: str
+    uid: str
+    site: Code | None = None
+
+
+def one_at_a_time() -> threading.Lock:
+    """Held while warnings are switched off, whose list belongs to the process."""
+    return _ONE_AT_A_TIME
+
+
+def refusal(volume: Volume) -> str | None:
+    """Why a DICOM object cannot refer to a scan's slices; None where it can."""
+    if volume.source.format != "dicom":
+        return "a DICOM SEG needs a scan that came as DICOM; use .nii.gz or .seg.nrrd"
+    if not volume.source.headers:
+        return "the scan was resampled while it was read, so its slices are none that a DICOM SEG could refer to; use .nii.gz"
+    return None
+
+
+def write(
+    result: Segmentation,
+    volume: Volume,
+    *,
+    kind: Literal["BINARY", "LABELMAP"] = "BINARY",
+    tracked: Mapping[int, Tracked] | None = None,
+    pseudonym: str | None = None,
+    made_of: str | None = None,
+) -> bytes:
     """A DICOM SEG file of `result`, which refers to the slices that `volume` was read from.
 
     kind: BINARY is what every viewer reads; LABELMAP (2024) is smaller. Labels are numbered 1, 2, ... in their order, as
-    DICOM wants it. Raises `UsageError` when the volume's slices are not DICOM files.
+    DICOM wants it. tracked: by label value. pseudonym: stands in place of everything that the scan says of its patient;
+    None copies that. made_of: UIDs are derived from this text, the same each time; new ones when not given. Raises `UsageError` when the
+    volume's slices are not DICOM files.
     """
-    if volume.source.format != "dicom":
-        raise UsageError("a DICOM SEG needs a scan that came as DICOM; use .nii.gz or .seg.nrrd")
-    if not volume.source.headers:
-        raise UsageError("the scan was resampled while it was read, so its slices are none that a DICOM SEG could refer to; use .nii.gz")
+    if reason := refusal(volume):
+        raise UsageError(reason)
     if not result.labels:
         raise UsageError("a DICOM SEG needs at least one label")
     try:
         # highdicom and pydicom warn of much in other people's headers that is not ours to repair. Python's list of
         # warnings to ignore belongs to the process, so one at a time.
-        with _ONE_AT_A_TIME, warnings.catch_warnings():
+        with one_at_a_time(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _build(result, volume, kind)
+            return _build(result, volume, kind, tracked or {}, pseudonym, made_of)
     except (KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise UnsupportedError("the scan's DICOM headers lack what a DICOM SEG must refer to; use .nii.gz or .seg.nrrd") from error
 
 
-def _build(result: Segmentation, volume: Volume, kind: str) -> bytes:
+def _build(result: Segmentation, volume: Volume, kind: str, tracked: Mapping[int, Tracked], pseudonym: str | None, made_of: str | None) -> bytes:
     import highdicom as hd
     from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-    sources = _sources(volume)
+    sources = source_images(volume, pseudonym)
     planes = _numbered(result)
     geometry: dict[str, Any] = {}
     if "NumberOfFrames" in sources[0]:
-        planes = planes[_frame_order(sources[0], volume)]
+        planes = planes[frame_order(sources[0], volume)]
     elif "ImagePositionPatient" in sources[0]:
         geometry["pixel_measures"] = hd.PixelMeasuresSequence(
             pixel_spacing=(volume.spacing[1], volume.spacing[0]),
@@ -82,10 +122,10 @@ def _build(result: Segmentation, volume: Volume, kind: str) -> bytes:
         source_images=sources,
         pixel_array=planes,
         segmentation_type=kind,
-        segment_descriptions=[_describe(number, label, result) for number, label in enumerate(result.labels, start=1)],
-        series_instance_uid=hd.UID(),
+        segment_descriptions=[_describe(number, label, result, tracked.get(label.value)) for number, label in enumerate(result.labels, start=1)],
+        series_instance_uid=derived_uid(made_of, "series") if made_of else hd.UID(),
         series_number=1000,
-        sop_instance_uid=hd.UID(),
+        sop_instance_uid=derived_uid(made_of, "object") if made_of else hd.UID(),
         instance_number=1,
         manufacturer="Isocenter",
         manufacturer_model_name=_short(result.provenance.model, 64),
@@ -103,14 +143,18 @@ def _build(result: Segmentation, volume: Volume, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _sources(volume: Volume) -> list[Any]:
-    """The slices' headers as pydicom datasets, the absent ones of the attributes that may be empty made empty."""
+def source_images(volume: Volume, pseudonym: str | None = None) -> list[Any]:
+    """The slices' headers as pydicom datasets, the absent ones of the attributes that may be empty made empty.
+
+    pseudonym: as `write` has it. Raises what reading headers raises, and `UsageError` for slices that are not the files'.
+    """
     from pydicom import dcmread
     from pydicom.uid import generate_uid
 
     datasets: list[Any] = []
     for index, header in enumerate(volume.source.headers):
-        dataset = dcmread(io.BytesIO(header), force=True, stop_before_pixels=True, specific_tags=list(_NEEDED) if index else None)
+        tags = list(_NEEDED) if index else None if pseudonym is None else [*_NEEDED, *_NAMELESS]
+        dataset = dcmread(io.BytesIO(header), force=True, stop_before_pixels=True, specific_tags=tags)
         if not index:
             dataset.remove_private_tags()
         datasets.append(dataset)
@@ -118,6 +162,8 @@ def _sources(volume: Volume) -> list[Any]:
     first.decode()
     # As UTF-8 from here on: some headers name no character set, or one that does not exist.
     first.SpecificCharacterSet = "ISO_IR 192"
+    if pseudonym is not None:
+        first.PatientID = first.PatientName = pseudonym
     for name in _MAY_BE_EMPTY:
         if name not in first:
             setattr(first, name, "")
@@ -171,7 +217,7 @@ def _numbered(result: Segmentation) -> NDArray[np.unsignedinteger]:
     return numbered
 
 
-def _frame_order(dataset: Any, volume: Volume) -> NDArray[np.intp]:
+def frame_order(dataset: Any, volume: Volume) -> NDArray[np.intp]:
     """Which slice of the array each frame of a multi-frame file is, from the frames' positions."""
     groups = dataset.PerFrameFunctionalGroupsSequence
     positions = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], dtype=float)
@@ -182,7 +228,7 @@ def _frame_order(dataset: Any, volume: Volume) -> NDArray[np.intp]:
     return order
 
 
-def _describe(number: int, label: Label, result: Segmentation) -> Any:
+def _describe(number: int, label: Label, result: Segmentation, tracked: Tracked | None) -> Any:
     """One segment: its codes, its colour and what made it."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -203,8 +249,9 @@ def _describe(number: int, label: Label, result: Segmentation) -> Any:
         segmented_property_type=_code(label.type),
         algorithm_type="SEMIAUTOMATIC" if by_hand else "AUTOMATIC",
         algorithm_identification=algorithm,
-        tracking_uid=hd.UID(),
-        tracking_id=_short(f"{label.name} {result.provenance.input[:12]}", 64),
+        tracking_uid=tracked.uid if tracked else hd.UID(),
+        tracking_id=_short(tracked.identifier if tracked else f"{label.name} {result.provenance.input[:12]}", 64),
+        anatomic_regions=[_code(tracked.site)] if tracked and tracked.site else None,
         display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from isocenter.analysis.case import Case
 from isocenter.analysis.report import figures
 from isocenter.analysis.uncertainty import ScanError
-from isocenter.core.patient import Lesion
+from isocenter.core.patient import Identity, Lesion
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 #: Lesions whose growth is drawn, the largest first.
@@ -24,8 +24,12 @@ def render(
     *,
     thumbnail: Callable[[Lesion], bytes | None] = lambda _: None,
     provenance: Mapping[str, str] | None = None,
+    identity: Identity | None = None,
 ) -> str:
-    """The page. narrative: titles and texts, in order; narrative_source: what wrote them. thumbnail: PNG of a lesion."""
+    """The page. narrative: titles and texts, in order; narrative_source: what wrote them. thumbnail: PNG of a lesion.
+
+    identity: who the patient is, where the page shall say so.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -39,6 +43,7 @@ def render(
         _TEMPLATE.read_text(encoding="utf-8")
     ).render(
         patient=case.patient,
+        identity=" · ".join(identity_words(identity)),
         visits=case.visits,
         span=f"{max(days) - min(days):g}",
         best=str(case.best_overall) if case.best_overall else "",
@@ -56,6 +61,14 @@ def render(
         notes=[*case.notes, *(f"{v.timepoint.timepoint_id}: {n}" for v in case.visits for n in v.notes), *_growth_notes(case)],
         provenance=list({**(provenance or {}), "Scan-rescan error": ScanError().source}.items()),
     )
+
+
+def identity_words(identity: Identity | None) -> list[str]:
+    """Name, number, birth date and sex, as far as they are known and wanted."""
+    if identity is None:
+        return []
+    born = f"born {identity.birth_date.isoformat()}" if identity.birth_date else ""
+    return [word for word in (identity.name, identity.patient_id and f"ID {identity.patient_id}", born, identity.sex) if word]
 
 
 def _number(value: float | None, digits: int = 1, sign: bool = False) -> str:

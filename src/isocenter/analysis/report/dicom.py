@@ -1,0 +1,100 @@
+"""A case as DICOM objects: for every visit that came as DICOM a SEG of its lesions, and a structured report of their figures.
+
+Tracks keep their identifiers and UIDs over all visits, so that a viewer can follow a lesion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from blake3 import blake3
+
+from isocenter.analysis.case import Case, MeasuredVisit
+from isocenter.analysis.case_json import as_dict
+from isocenter.analysis.report.figures import COLOURS
+from isocenter.analysis.report.told import Told, VisitScan
+from isocenter.core import terminology
+from isocenter.core.errors import UsageError
+from isocenter.core.patient import Lesion
+from isocenter.core.provenance import Provenance
+from isocenter.core.segmentation import Label, Segmentation
+from isocenter.io import seg, sr
+from isocenter.io.uids import derived_uid
+
+
+def objects(told: Told, *, reports: bool) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+    """Visit, its SEG (None without lesions) and its report (None where not asked for), for every visit that can have them.
+
+    Raises `UsageError` where no visit can: there is no DICOM image that an object could refer to.
+    """
+    reasons: dict[str, None] = {}
+    done = False
+    tracked = _tracked(told.case)
+    for order, visit in enumerate(told.case.visits, start=1):
+        name = visit.timepoint.timepoint_id
+        scan = told.scan(name) if visit.found is not None else None
+        if scan is None:
+            continue
+        if reason := seg.refusal(scan.volume):
+            reasons[reason] = None
+            continue
+        pair = _visit(told, visit, order, scan, tracked, reports=reports)
+        done = True
+        yield name, *pair
+    if not done:
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        raise UsageError(f"DICOM objects refer to DICOM images, and no visit has any{why}")
+
+
+def _tracked(case: Case) -> dict[str, seg.Tracked]:
+    """By track: its name, a UID that is the same in every object of this patient, and its organ's code."""
+    organs = {lesion.track: lesion.organ for lesion in reversed(case.lesions)}
+    patient = case.patient.patient_id
+    return {t: seg.Tracked(t, derived_uid(patient, "track", t), terminology.site(organs.get(t))) for t in case.graph.tracks}
+
+
+def _visit(
+    told: Told, visit: MeasuredVisit, order: int, scan: VisitScan, tracked: dict[str, seg.Tracked], *, reports: bool
+) -> tuple[bytes | None, bytes | None]:
+    case, volume = told.case, scan.volume
+    lesions = tuple(case.at(visit.timepoint.timepoint_id))
+    if int(scan.lesions.max(initial=0)) != len(lesions):
+        raise UsageError(f"{visit.timepoint.timepoint_id}: the mask does not hold the lesions that were measured; run `isocenter track` again")
+    pseudonym = None if told.identity is not None else case.patient.patient_id
+    state = blake3(scan.lesions.tobytes())
+    state.update(json.dumps(as_dict(case), sort_keys=True, default=str).encode())
+    made_of = "\0".join((volume.key, state.hexdigest(), pseudonym or "named", told.version, visit.timepoint.timepoint_id))
+    segmentation = None
+    if lesions:
+        labels = tuple(_label(number, lesion) for number, lesion in enumerate(lesions, start=1))
+        by = sorted({lesion.method for lesion in lesions})
+        provenance = Provenance(f"isocenter track ({', '.join(by)})", told.version, volume.key, notes=visit.notes)
+        result = Segmentation(scan.lesions, volume.grid, labels, provenance)
+        by_value = {number: tracked[lesion.track] for number, lesion in enumerate(lesions, start=1)}
+        segmentation = seg.write(result, volume, tracked=by_value, pseudonym=pseudonym, made_of=made_of)
+    if not reports:
+        return segmentation, None
+    response = told.response(visit.timepoint)
+    first = next(v.timepoint for v in case.visits if v.found is not None)
+    last = [v.timepoint for v in case.visits if v.found is not None][-1]
+    assessment = None
+    if response is not None or visit.timepoint == first:
+        assessment = sr.Assessment(
+            "RECIST 1.1",
+            str(response.category) if response else None,
+            response.sum if response else told.baseline_sum(),
+            response.percent_baseline if response else None,
+            response.percent_nadir if response else None,
+            str(case.best_overall) if case.best_overall and visit.timepoint == last else None,
+        )
+    report = sr.VisitReport(visit.timepoint, order, lesions, tracked, assessment, made_of, told.version)
+    return segmentation, sr.write(report, volume, segmentation, pseudonym=pseudonym)
+
+
+def _label(number: int, lesion: Lesion) -> Label:
+    base = terminology.label("lesion", number)
+    colour = COLOURS[(number - 1) % len(COLOURS)].lstrip("#")
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (0, 2, 4))
+    what = " ".join(word for word in (lesion.track, lesion.organ or "", "lymph node" if lesion.is_node else "lesion") if word)
+    return Label(number, what, base.category, base.type, (red, green, blue))

@@ -1,0 +1,245 @@
+"""DICOM structured reports of a visit's lesions: Imaging Measurement Reports by template TID 1500 (PS3.16), made by highdicom.
+
+Each lesion is a TID 1411 group that refers to its segment of the visit's DICOM SEG and to the calipers on the source's
+slices; the response is a TID 1501 group of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isocenter.core.errors import UnsupportedError, UsageError
+from isocenter.core.patient import Lesion, Timepoint
+from isocenter.core.segmentation import Code
+from isocenter.core.volume import Volume
+from isocenter.io import seg
+from isocenter.io.uids import derived_uid
+
+#: Reports of procedures by modality, LOINC (CID 100).
+_PROCEDURES = {
+    "CT": Code("25045-6", "LN", "CT unspecified body region"),
+    "MR": Code("25056-3", "LN", "MRI unspecified body region"),
+    "PT": Code("44136-0", "LN", "PET unspecified body region"),
+}
+_ANY_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
+#: Categories of response (NCI Thesaurus, as CDISC's oncology terminology takes them); the rest of PS3.16 and SNOMED CT.
+RESPONSES = {
+    "CR": Code("C4870", "NCIt", "Complete Response"),
+    "PR": Code("C18058", "NCIt", "Partial Response"),
+    "SD": Code("C18213", "NCIt", "Stable Disease"),
+    "PD": Code("C35571", "NCIt", "Progressive Disease"),
+    "NON-CR/NON-PD": Code("112046", "DCM", "Non-Target Lesion Incomplete Response or Stable Disease"),
+    "NE": Code("373121007", "SCT", "Not Evaluated"),
+}
+#: A normal distribution's 95 % limits.
+_LIMITS_SD = 1.96
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The response at a visit. criteria: "RECIST 1.1". category: a key of `RESPONSES`, None at the baseline. Sums in mm."""
+
+    criteria: str
+    category: str | None
+    sum_mm: float | None
+    percent_from_baseline: float | None = None
+    percent_from_nadir: float | None = None
+    best_overall: str | None = None
+
+
+@dataclass(frozen=True)
+class VisitReport:
+    """What is reported of one visit. order: 1 for the first. lesions: in the order of the SEG's segments 1, 2, ...
+
+    tracked: by track, its name and UID over all visits. made_of: UIDs are derived from this text.
+    """
+
+    timepoint: Timepoint
+    order: int
+    lesions: tuple[Lesion, ...]
+    tracked: Mapping[str, seg.Tracked]
+    assessment: Assessment | None
+    made_of: str
+    version: str
+
+
+def write(report: VisitReport, volume: Volume, segmentation: bytes | None, *, pseudonym: str | None = None) -> bytes:
+    """A Comprehensive 3D SR file. volume: the visit's scan. segmentation: its DICOM SEG, None where there are no lesions.
+
+    pseudonym: stands in place of all that the scan says of its patient; None copies that. Raises `UsageError` where the
+    scan's slices are no DICOM files.
+    """
+    if reason := seg.refusal(volume):
+        raise UsageError(reason)
+    if bool(report.lesions) != (segmentation is not None):
+        raise UsageError("a report of lesions needs their DICOM SEG")
+    try:
+        with seg.one_at_a_time(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _build(report, volume, segmentation, pseudonym)
+    except (KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedError("the scan's DICOM headers lack what a structured report must refer to") from error
+
+
+def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseudonym: str | None) -> bytes:
+    import highdicom as hd
+    from pydicom import dcmread
+    from pydicom.sr.codedict import codes
+
+    sources = seg.source_images(volume, pseudonym)
+    segments = dcmread(io.BytesIO(segmentation)) if segmentation is not None else None
+    observer = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid("isocenter", report.version), name="Isocenter", manufacturer_name="Isocenter", model_name=f"Isocenter {report.version}"
+        ),
+    )
+    groups = [_lesion(lesion, number, report, volume, sources, segments) for number, lesion in enumerate(report.lesions, start=1)]
+    if report.assessment is not None:
+        groups.append(_response(report.assessment, report))
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_coded(_PROCEDURES.get(volume.modality or "", _ANY_PROCEDURE)),
+        imaging_measurements=groups or None,
+        title=codes.DCM.ImagingMeasurementReport,
+        referenced_images=sources,
+    )
+    dataset = hd.sr.Comprehensive3DSR(
+        evidence=[*sources, *([segments] if segments is not None else [])],
+        content=content,
+        series_number=1001,
+        series_instance_uid=derived_uid(report.made_of, "sr series"),
+        sop_instance_uid=derived_uid(report.made_of, "sr object"),
+        instance_number=1,
+        manufacturer="Isocenter",
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        series_description="Measurements (research use only)",
+    )
+    out = io.BytesIO()
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _lesion(lesion: Lesion, number: int, report: VisitReport, volume: Volume, sources: Sequence[Any], segments: Any) -> Any:
+    """TID 1411: one lesion with its segment, its calipers and its figures."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    tracked = report.tracked[lesion.track]
+    evaluations = []
+    if lesion.is_target or report.order == 1:
+        role = codes.DCM.TargetLesionAtBaseline if lesion.is_target else codes.DCM.NonTargetLesionAtBaseline
+        # CID 6145 has no name of its own for "is a target": the role that it was given at the baseline.
+        evaluations.append(hd.sr.QualitativeEvaluation(name=_coded(Code("112016", "DCM", "Baseline Category")), value=role))
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=tracked.uid, identifier=tracked.identifier),
+        referenced_segment=hd.sr.ReferencedSegment.from_segmentation(segments, segment_number=number),
+        finding_type=_coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
+        finding_sites=[hd.sr.FindingSite(_coded(tracked.site))] if tracked.site else None,
+        time_point_context=_time_point(report),
+        session=report.timepoint.timepoint_id,
+        measurements=list(_figures(lesion, volume, sources)),
+        qualitative_evaluations=evaluations or None,
+    )
+
+
+def _time_point(report: VisitReport) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    days = hd.sr.LongitudinalTemporalOffsetFromEvent(float(report.timepoint.day), codes.UCUM.Day, codes.DCM.Baseline)
+    return hd.sr.TimePointContext(report.timepoint.timepoint_id, time_point_order=report.order, temporal_offset_from_event=days)
+
+
+def _figures(lesion: Lesion, volume: Volume, sources: Sequence[Any]) -> Iterator[Any]:
+    """Every figure that could be had, as TID 300 has it."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    def one(name: Any, value: float | None, unit: Any, **rest: Any) -> Iterator[Any]:
+        if value is not None:
+            yield hd.sr.Measurement(name=name, value=round(float(value), 4), unit=unit, **rest)
+
+    limits = None
+    if lesion.sd_mm is not None and lesion.longest_mm is not None:
+        spread = round(_LIMITS_SD * lesion.sd_mm, 3)
+        limits = hd.sr.MeasurementProperties(upper_measurement_uncertainty=spread, lower_measurement_uncertainty=spread)
+    millimetre = codes.UCUM.Millimeter
+    long, short = (_line(lesion, ends, volume, sources) for ends in (lesion.longest_ends, lesion.short_ends))
+    yield from one(
+        codes.SCT.LongAxis,
+        lesion.longest_mm,
+        millimetre,
+        properties=limits,
+        referenced_coordinates=long,
+    )
+    yield from one(codes.SCT.ShortAxis, lesion.short_axis_mm, millimetre, referenced_coordinates=short)
+    yield from one(codes.SCT.Volume, lesion.volume_mm3, codes.UCUM.CubicMillimeter, method=codes.DCM.SumOfSegmentedVoxelMethodForVolume)
+    yield from one(_coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, millimetre)
+    yield from one(_coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, _coded(Code("mm2", "UCUM", "square millimeter")))
+    if lesion.unit == "HU":
+        unit = codes.UCUM.HounsfieldUnit
+        yield from one(codes.DCM.AttenuationCoefficient, lesion.mean, unit, derivation=codes.SCT.Mean)
+        yield from one(codes.DCM.AttenuationCoefficient, lesion.std, unit, derivation=_coded(Code("386136009", "SCT", "Standard Deviation")))
+
+
+def _line(lesion: Lesion, ends: tuple[tuple[float, float, float], ...] | None, volume: Volume, sources: Sequence[Any]) -> list[Any] | None:
+    """A caliper: on its slice where slices are the plane of measurement, in the patient's space where they are not.
+
+    Pixels are counted from the corner of the first one, so its middle is at (0.5, 0.5) (PS3.3 C.10.5.1.1.1); in space,
+    positions are LPS mm.
+    """
+    import highdicom as hd
+
+    if ends is None:
+        return None
+    if lesion.plane == 0 and lesion.slice_index is not None:
+        # highdicom wants floats of the width that DICOM stores.
+        points = np.array([(x + 0.5, y + 0.5) for x, y, _ in ends], dtype=np.float64)
+        single = len(sources) == 1 and int(sources[0].get("NumberOfFrames") or 1) > 1
+        source = sources[0 if single else lesion.slice_index]
+        frames = [int(np.flatnonzero(seg.frame_order(source, volume) == lesion.slice_index)[0]) + 1] if single else None
+        image = hd.sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID, frames)
+        return [hd.sr.CoordinatesForMeasurement(hd.sr.GraphicTypeValues.POLYLINE, points, image)]
+    affine = volume.grid.affine_lps
+    space = np.array([(affine @ (*end, 1.0))[:3] for end in ends])
+    return [hd.sr.CoordinatesForMeasurement3D(hd.sr.GraphicTypeValues3D.POLYLINE, space, sources[0].FrameOfReferenceUID)]
+
+
+def _response(assessment: Assessment, report: VisitReport) -> Any:
+    """TID 1501: sum of diameters, its change, and the category."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    percent = codes.UCUM.Percent
+    rows = [
+        (Code("sum-of-diameters", "99ISOCENTER", "Sum of target lesion diameters"), assessment.sum_mm, codes.UCUM.Millimeter),
+        (Code("change-from-baseline", "99ISOCENTER", "Change of sum since baseline"), assessment.percent_from_baseline, percent),
+        (Code("change-from-nadir", "99ISOCENTER", "Change of sum since smallest"), assessment.percent_from_nadir, percent),
+    ]
+    categories = [(codes.DCM.CurrentResponse, assessment.category), (codes.DCM.BestOverallResponse, assessment.best_overall)]
+    criteria = codes.DCM.RECIST1Point1 if assessment.criteria == "RECIST 1.1" else None
+    figures = [hd.sr.Measurement(name=_coded(name), value=round(value, 4), unit=unit) for name, value, unit in rows if value is not None]
+    words = [hd.sr.QualitativeEvaluation(name=name, value=_coded(RESPONSES[value])) for name, value in categories if value is not None]
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=derived_uid(report.made_of, assessment.criteria), identifier=assessment.criteria),
+        time_point_context=_time_point(report),
+        finding_type=_coded(Code("112020", "DCM", "Response Evaluation")),
+        method=criteria,
+        measurements=figures or None,
+        qualitative_evaluations=words or None,
+    )
+
+
+def _coded(code: Code) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(code.value, code.scheme, code.meaning)
