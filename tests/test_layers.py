@@ -19,7 +19,7 @@ RANKS = [
     {"models", "runtime"},
     {"analysis", "jobs"},
     {"service", "textservice", "trackservice"},
-    {"jobservice"},
+    {"jobservice", "patients"},
     {"http", "cli", "demo", "api", "__main__"},
 ]
 #: Libraries that only some layers may import, anywhere in a file.

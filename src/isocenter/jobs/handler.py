@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from isocenter.core import errors
 from isocenter.core.model import Run
 from isocenter.jobs.table import Job
+from isocenter.store.database import Database
+from isocenter.store.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,14 @@ class JobInput:
     """A job as its handler sees it.
 
     files: the inputs by name, their content checked; not to be changed. folder: empty, for whatever the handler needs
-    while it works; gone afterwards.
+    while it works; gone afterwards. database, objects: where the job came from, for what outlives it.
     """
 
     job: Job
     files: Mapping[str, Path]
     folder: Path
+    database: Database
+    objects: Objects
 
     @property
     def request(self) -> Mapping[str, Any]:

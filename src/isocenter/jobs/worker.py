@@ -203,7 +203,7 @@ class Worker:
         seconds["fetch"] = time.perf_counter() - started
         inside = folder / "work"
         inside.mkdir()
-        result = self._handler(JobInput(job, files, inside), Run(progress=watch.progress, cancelled=watch.cancelled))
+        result = self._handler(JobInput(job, files, inside, self.queue.database, self._objects), Run(watch.progress, watch.cancelled))
         if watch.cancelled():
             raise CancelledError("the job was cancelled")
         kept = time.perf_counter()
