@@ -27,6 +27,8 @@ EXAMPLES = (
     'isocenter segment -i mr.nii.gz -m Histogram+GraphCut --scribble "60,70,20 90,75,20" --negative-scribble "20,20,20 20,90,20"',
     "isocenter segment -i photo.png --box 40,30,0,120,110,0 --format png",
     "isocenter segment -i t1.nii.gz -m model18cls --label thalamus --label hippocampus",
+    "isocenter segment --queue -i dicom_folder/ --text liver --format dicom-seg",
+    "ISOCENTER_API_KEY=secret isocenter segment --queue --server https://gpu.hospital.example -i ct.nii.gz --text lungs -o out",
 )
 
 
@@ -51,7 +53,7 @@ def _prompt(metavar: str | None, text: str) -> Any:
 
 
 _LINE = '"X,Y,Z X,Y,Z ..."'
-Source = Annotated[Path, typer.Option("--input", "-i", metavar="PATH", help="A file, or a folder of DICOM files.")]
+Source = Annotated[Path | None, typer.Option("--input", "-i", metavar="PATH", help="A file, or a folder of DICOM files.")]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A folder, or the mask's file name.")]
 Texts = Annotated[list[str] | None, _prompt("WORDS", "What to find, such as liver.")]
 Points = Annotated[list[str] | None, _prompt("X,Y,Z", "A click on the structure.")]
@@ -75,11 +77,21 @@ SeriesUid = Annotated[str | None, typer.Option(metavar="UID", help="Which DICOM 
 MaskFormat = Annotated[
     Format | None, typer.Option("--format", metavar="|".join(Format), help="Format of the mask.", show_default="by the output's name, else nii.gz")
 ]
+_QUEUE = "As a job"
+Queue = Annotated[bool, typer.Option("--queue", help="Have a worker do it, and wait for it.", rich_help_panel=_QUEUE)]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Whose.", show_default="the job table of the settings, which a server on this machine shares", rich_help_panel=_QUEUE
+    ),
+]
+JobId = Annotated[str | None, typer.Option("--job", metavar="ID", help="Wait for a job that was queued before.", rich_help_panel=_QUEUE)]
+Priority = Annotated[int, typer.Option(min=0, max=9, help="9 is the most urgent.", rich_help_panel=_QUEUE)]
 Json = Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")]
 
 
 def segment(
-    source: Source,
+    source: Source = None,
     out: Out = Path("isocenter-output"),
     text: Texts = None,
     point: Points = None,
@@ -98,6 +110,10 @@ def segment(
     window: Window = None,
     series_uid: SeriesUid = None,
     form: MaskFormat = None,
+    queue: Queue = False,
+    server: Server = None,
+    job: JobId = None,
+    priority: Priority = 5,
     as_json: Json = False,
 ) -> None:
     """Segment a scan or picture by words, by clicks, or by a model that needs neither.
@@ -109,11 +125,20 @@ def segment(
     Words make one label each; clicks, boxes and lines make one mask together.
 
     An empty mask is an answer (exit code 0). A word that no model understands is not: the others are answered (8).
+
+    With --queue a worker does it, here or at --server; Ctrl-C stops the waiting, not the job.
     """
     from isocenter.cli.prompts import Typed, initial_mask
 
     typed = Typed(text or (), point or (), negative or (), box or (), scribble or (), negative_scribble or (), lasso or (), negative_lasso or ())
     prompts = typed.parse()
+    if not queue and (server is not None or job is not None):
+        raise UsageError("--server and --job go with --queue")
+    if source is None and job is None:
+        raise UsageError("name the scan with --input")
+    if job is not None:
+        _show(*_queued(source or Path(), out, form, {}, server, job, as_json), as_json)
+        return
     if not prompts and mask is None and model is None:
         raise UsageError(
             "say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask, or --model with one that needs no "
@@ -121,6 +146,12 @@ def segment(
         )
     if (label or option) and (prompts or mask is not None):
         raise UsageError("--label and --option go with a model that needs no prompts; leave the prompts out")
+    if queue:
+        if mask is not None:
+            raise UsageError("--mask does not go with --queue")
+        request = _request(prompts, model, label, option, threshold) | {"modality": modality, "window": window, "series_uid": series_uid}
+        _show(*_queued(source or Path(), out, form, request | {"priority": priority}, server, None, as_json), as_json)
+        return
     target, suffix = _target(out, form)
     from isocenter.cli.chosen import settings
     from isocenter.service import Service
@@ -130,7 +161,7 @@ def segment(
         if model is not None:
             service.registry.spec(model)  # a name that is not known is said before the scan is read
         with step("Reading the scan", quiet=as_json):
-            volume = _read(service, source, series_uid, modality, window)
+            volume = _read(service, source or Path(), series_uid, modality, window)
         if mask is not None:
             from isocenter.core.prompts import MaskPrompt
 
@@ -147,12 +178,37 @@ def segment(
         service.close()
     for reason in unknown.values():
         fail(reason)
+    _show(facts, written, as_json)
+    if unknown:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def _show(facts: dict[str, Any], written: dict[str, str], as_json: bool) -> None:
     if as_json:
         emit({**facts, "files": written})
     else:
         _report(facts, written)
-    if unknown:
-        raise typer.Exit(PARTLY_DONE)
+
+
+def _queued(
+    source: Path, out: Path, form: Format | None, request: dict[str, Any], server: str | None, job: str | None, quiet: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    from isocenter.cli import _queued as queued
+
+    target, suffix = _target(out, form)
+    if job is None and not source.exists():
+        raise InputError(f"there is no file or folder {source}")
+    return queued.run(source, target, suffix, request, server=server, job_id=job, quiet=quiet)
+
+
+def _request(
+    prompts: Sequence[Prompt], model: str | None, labels: Sequence[str] | None, options: Sequence[str] | None, threshold: float
+) -> dict[str, Any]:
+    """What a job is asked for; a model that needs no prompts takes its labels as words."""
+    from isocenter.core.plain_prompts import plain_prompts
+
+    words = {"threshold": threshold} if threshold != 0.5 else {}
+    return {"model": model, "prompts": [*plain_prompts(prompts), *(labels or ())], "parameters": options_of(options or ()) | words}
 
 
 def _target(out: Path, form: Format | None) -> tuple[Path, str]:
@@ -254,14 +310,14 @@ def _facts(result: Segmentation, volume: Volume, unknown: dict[str, str]) -> dic
 
 def _report(facts: dict[str, Any], written: dict[str, str]) -> None:
     """Print the measurements and where they were written to."""
-    for sentence in facts["provenance"]["notes"]:
+    for sentence in facts.get("provenance", {}).get("notes", ()):
         note(sentence)
     rows = []
-    for entry in facts["labels"]:
+    for entry in facts.get("labels", ()):
         size = "empty" if entry["volume_ml"] is None else f"{entry['volume_ml']:.1f} ml"
         values = "-" if entry["mean"] is None else f"{entry['mean']:.0f} ± {entry['std']:.0f} {entry['unit']}"
         presence = "-" if entry["presence"] is None else f"{entry['presence']:.2f}"
         rows.append((entry["name"], f"{entry['voxels']:,}".replace(",", " "), size, values, presence))
-    table(("Structure", "Voxels", "Volume", "Mean ± SD", "Presence"), rows, title=f"Model: {facts['model']}", numbers=(1, 2, 3, 4))
+    table(("Structure", "Voxels", "Volume", "Mean ± SD", "Presence"), rows, title=f"Model: {facts.get('model')}", numbers=(1, 2, 3, 4))
     for kind, path in written.items():
         typer.echo(f"{kind + ':':14}{path}")

@@ -66,3 +66,25 @@ def _box(value: Any) -> Box:
     a, b = _voxel(value[:3]), _voxel(value[3:])
     low, high = [min(p, q) for p, q in zip(a, b, strict=True)], [max(p, q) + 1 for p, q in zip(a, b, strict=True)]
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def plain_prompts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """The plain data that `parse_prompts` makes these of. Raises `PromptError` for masks, which have no such form."""
+    return [_plain(prompt) for prompt in prompts]
+
+
+def _plain(prompt: Prompt) -> dict[str, Any]:
+    def xyz(voxel: Voxel) -> list[int]:
+        return [voxel[2], voxel[1], voxel[0]]
+
+    sign = {} if prompt.positive else {"positive": False}
+    if isinstance(prompt, Text):
+        return {"text": prompt.text, **sign}
+    if isinstance(prompt, Point):
+        return {"point": xyz(prompt.zyx), **sign}
+    if isinstance(prompt, Box):
+        z, y, x = prompt.hi
+        return {"box": [*xyz(prompt.lo), x - 1, y - 1, z - 1]}
+    if isinstance(prompt, Scribble | Lasso):
+        return {type(prompt).__name__.lower(): [xyz(voxel) for voxel in prompt.path], **sign}
+    raise PromptError("a mask cannot be sent as a prompt of a job")
