@@ -15,7 +15,7 @@ import structlog
 from typer.testing import CliRunner
 
 from isocenter import jobservice
-from isocenter.cli import _queued, app
+from isocenter.cli import app
 from isocenter.core.phantom import Phantom, phantom
 from isocenter.core.plain_prompts import parse_prompts, plain_prompts
 from isocenter.core.prompts import Box, Lasso, Point, Prompt, Scribble, Text
@@ -129,7 +129,7 @@ def test_nobody_works_yet_and_somebody_stops_waiting(tmp_path: Path, scan: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_queued.time, "sleep", interrupted)
+        patched.setattr("isocenter.cli._queued.time.sleep", interrupted)
         code, _, err = run("segment", "--queue", "-i", scan, "--text", "lungs", "-o", tmp_path / "out")
     assert code == 130
     assert "no worker is there yet" in err
@@ -152,7 +152,20 @@ def test_through_a_server_with_a_key(tmp_path: Path, series: Path, monkeypatch: 
     home = tmp_path / "server"
     home.mkdir()
     with serve(home, "--decoders", "0", ISOCENTER_API_KEY="secret", ISOCENTER_MIN_FREE_BYTES="0") as (addresses, _):
-        asked = ["segment", "--queue", "--server", addresses[0], "-i", series, "--text", "lungs", "--format", "dicom-seg", "-o", tmp_path / "out"]
+        asked: list[str | Path] = [
+            "segment",
+            "--queue",
+            "--server",
+            addresses[0],
+            "-i",
+            series,
+            "--text",
+            "lungs",
+            "--format",
+            "dicom-seg",
+            "-o",
+            tmp_path / "out",
+        ]
         code, _, err = run(*asked)
         assert (code, "ISOCENTER_API_KEY" in err) == (2, True)
         monkeypatch.setenv("ISOCENTER_API_KEY", "secret")
