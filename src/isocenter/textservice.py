@@ -29,6 +29,7 @@ from isocenter.models._text.tokens import Cut
 from isocenter.runtime import accelerator
 from isocenter.runtime.batching import Batcher, Lane, Ticket
 from isocenter.runtime.environment import usable_cores, version
+from isocenter.runtime.priority import stand_back
 
 T = TypeVar("T")
 #: Takes memory for a model on a device; the answer gives it back.
@@ -90,7 +91,7 @@ class TextService:
             slots=settings.text_slots, token_budget=settings.text_batch_tokens, most_texts=settings.text_chunk, queue_size=settings.queue_size
         )
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="tokens")
-        self._loading = ThreadPoolExecutor(1, thread_name_prefix="text-models")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="text-models", initializer=stand_back)
         self._loads: dict[tuple[str, int], Future[models.TextEncoder]] = {}
         self._uses: dict[tuple[str, str], Future[models.TextEncoder]] = {}
         self._jobs: dict[int, Job[Any]] = {}

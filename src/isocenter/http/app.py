@@ -19,6 +19,7 @@ from isocenter.http.guard import Guard
 from isocenter.http.idle import Idle, IdleClock
 from isocenter.http.jobdesk import JobDesk
 from isocenter.io import pixels
+from isocenter.runtime.priority import settle_down
 from isocenter.service import Service
 from isocenter.textservice import TextService
 
@@ -102,6 +103,7 @@ async def _warm(app: FastAPI) -> None:
     await asyncio.to_thread(context.service.runtime.announce)
     await context.infer(context.service.warm, seconds=math.inf)
     await asyncio.to_thread(app.state.text.warm)
+    await asyncio.to_thread(settle_down)
     app.state.ready = True
     log.info("ready")
 

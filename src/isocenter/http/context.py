@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from isocenter.core.errors import CancelledError
+from isocenter.runtime.priority import stand_back
 from isocenter.service import Service
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class Context:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._reading = ThreadPoolExecutor(2, thread_name_prefix="reading")
+        self._reading = ThreadPoolExecutor(2, thread_name_prefix="reading", initializer=stand_back)
 
     async def read(self, work: Callable[[], T]) -> T:
         """Run decoding or encoding off the event loop."""

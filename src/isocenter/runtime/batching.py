@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.errors import BusyError
+from isocenter.runtime.priority import stand_back
 
 Tokens = tuple[int, ...]
 #: Results (one a text) of padded ids and mask, (texts, tokens) int64 each.
@@ -165,6 +166,7 @@ class Batcher:
             self.drop(ticket)
 
     def _work(self) -> None:
+        stand_back()
         while True:
             with self._wake:
                 while not self._closed and not any(t.queued for t in self._tickets):

@@ -17,6 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from isocenter.core.errors import BusyError, DeadlineError
+from isocenter.runtime.priority import stand_back
 
 T = TypeVar("T")
 _HERE = threading.local()
@@ -115,6 +116,7 @@ class Workers:
             self._queue.remove(job)  # type: ignore[arg-type]  # cancelled before its turn
 
     def _work(self) -> None:
+        stand_back()
         while True:
             with self._wake:
                 while not self._queue:
