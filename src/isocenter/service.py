@@ -32,7 +32,7 @@ from isocenter.models.registry import Registry
 from isocenter.runtime.options import Options
 from isocenter.runtime.runtime import Lease, Runtime
 from isocenter.runtime.sessions import Session, Sessions
-from isocenter.store.artifacts import ArtifactStore
+from isocenter.store.artifacts import open_artifacts
 from isocenter.store.volumes import VolumeStore
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Service:
         self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size, options=Options.of(settings))
         self.sessions = Sessions(settings.session_cache_bytes, settings.session_ttl)
         self.runtime.closed = self._closed
-        self.artifacts = ArtifactStore(settings.home / "artifacts", ttl=settings.artifact_ttl, capacity=settings.artifact_bytes)
+        self.artifacts = open_artifacts(settings)
 
     # 1. A scan comes in.
 
@@ -92,7 +92,10 @@ class Service:
         """What `keep` gave a key to. Raises `NotFoundError` when it is gone."""
         volume = self.volumes.find(("kept", key))
         if volume is None:
-            raise NotFoundError("no scan is kept under this key any more; send it again")
+            raise NotFoundError(
+                "no scan is kept under this key, or not any more; send it again (behind a balancer with several servers: have it send "
+                "a client always to the same one)"
+            )
         return volume
 
     def known(self, upload: Upload) -> Volume | None:

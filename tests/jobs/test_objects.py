@@ -12,6 +12,8 @@ import pytest
 from blake3 import blake3
 
 from isocenter.core.errors import NotFoundError, StoreError
+from isocenter.core.settings import Settings
+from isocenter.store.artifacts import SharedArtifacts, open_artifacts
 from isocenter.store.objects import Folder, Objects
 from isocenter.store.s3 import PART, Bucket
 from tests.jobs.servers import Swift
@@ -109,6 +111,28 @@ def test_links_are_signed_for_the_address_that_clients_know(swift: Swift, tmp_pa
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(link.replace("X-Amz-Signature=", "X-Amz-Signature=0"), timeout=20)
     assert Bucket(swift.settings(tmp_path, "links")).link(stored.digest, name="a", media_type="b") is None
+
+
+def _shared(settings: Settings) -> SharedArtifacts:
+    made = open_artifacts(settings)
+    assert isinstance(made, SharedArtifacts)
+    return made
+
+
+def test_result_files_of_one_server_are_handed_out_by_another(swift: Swift, tmp_path: Path) -> None:
+    one, two = (_shared(swift.settings(tmp_path / name, "shelf", artifact_ttl="0.000001")) for name in ("one", "two"))
+    name = one.put("mask", b"made by one", ".nii.gz")
+    assert one.path(name).read_bytes() == two.path(name).read_bytes() == b"made by one"
+    assert one.path(name) != two.path(name)
+    with pytest.raises(NotFoundError):
+        two.path("mask_AAAAAAAA.npz")
+    deadline = time.monotonic() + 60
+    while one.files() or two.files() or any(True for _ in one.shelf.items()):
+        assert time.monotonic() < deadline
+        one.sweep()
+        two.sweep()
+    with pytest.raises(NotFoundError):
+        two.path(name)
 
 
 def test_a_wrong_key_is_refused_in_words_that_hold_no_key(swift: Swift, tmp_path: Path) -> None:

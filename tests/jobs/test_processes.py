@@ -24,6 +24,7 @@ from isocenter.store.tables import WORKERS
 from tests.conftest import ROOT
 from tests.http.conftest import dicom_series, free_port, wait_until_ready, zipped
 from tests.jobs import servers
+from tests.jobs.balancer import round_robin
 from tests.jobs.conftest import new_database
 
 _BOUNDARY = "b0undary"
@@ -118,41 +119,91 @@ def _readiness(address: str, server: subprocess.Popen[bytes]) -> list[str]:
 
 
 def test_a_cluster_of_real_servers(tmp_path: Path, postgres: servers.Postgres, redis: servers.Server, swift: servers.Swift) -> None:
-    """serve and worker as processes that share nothing but PostgreSQL, Redis and S3: DICOM in, DICOM SEG out."""
+    """Two servers behind a balancer and a worker, that share nothing but PostgreSQL, Redis and S3: whichever is asked, it is one."""
     shared = {
         "DATABASE_URL": new_database(postgres), "REDIS_URL": f"redis://127.0.0.1:{redis.port}/3", "MINIO_ENDPOINT": f"127.0.0.1:{swift.port}",
         "MINIO_ACCESS_KEY": "test:tester", "MINIO_SECRET_KEY": "testing", "MINIO_BUCKET_NAME": "cluster", "ISOCENTER_DECODERS": "0",
     }  # fmt: skip
-    log, port = tmp_path / "log", free_port()
-    address = f"http://127.0.0.1:{port}"
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    server = start(log, "serve", "--port", str(port), **shared, ISOCENTER_HOME=str(tmp_path / "one"))
-    worker = start(log, "worker", "--device", "cpu", "--concurrency", "1", **shared, ISOCENTER_HOME=str(tmp_path / "two"))
+    log, ports = tmp_path / "log", [free_port(), free_port()]
+    homes = [tmp_path / name for name in ("one", "two", "three")]
+    for home in homes:
+        home.mkdir()
+    both = [start(log, "serve", "--port", str(port), **shared, ISOCENTER_HOME=str(home)) for port, home in zip(ports, homes, strict=False)]
+    worker = start(log, "worker", "--device", "cpu", "--concurrency", "1", **shared, ISOCENTER_HOME=str(homes[2]))
     try:
-        wait_until_ready(address, server, log)
-        data = zipped(dicom_series(phantom((48, 64, 64)).volume.array.astype(np.int16)))
-        study = ask(address, "/api/v1/studies", *form(data, "study.zip"))
-        # The GPU's queue, and no GPU: the overflow goes to the processor.
-        asked = {"study_id": study["id"], "prompts": ["lungs"], "formats": ["dicom_seg", "measurements"], "queue": "gpu", "priority": 9}
-        job = ask(address, "/api/v1/jobs", json.dumps(asked).encode())
-        until(lambda: ask(address, f"/api/v1/jobs/{job['id']}")["status"] not in ("pending", "running"), log)
-        done = ask(address, f"/api/v1/jobs/{job['id']}")
-        assert done["status"] == "completed", (done, log.read_text()[-4000:])
-        import pydicom
-
-        with urllib.request.urlopen(address + done["artifacts"][0]["url"], timeout=60) as answer:
-            seg = pydicom.dcmread(io.BytesIO(answer.read()))
-        assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", study["study_uid"])
-        assert (tmp_path / "one" / "objects").exists() is (tmp_path / "two" / "objects").exists() is False
-        worker.terminate()
-        server.terminate()
-        assert (worker.wait(60), server.wait(60)) == (0, 0), log.read_text()[-4000:]
+        for port, server in zip(ports, both, strict=True):
+            wait_until_ready(f"http://127.0.0.1:{port}", server, log)
+        with round_robin(ports) as (address, taken):
+            _jobs_whichever_is_asked(address, log)
+            _clicks_whichever_is_asked(address)
+            assert {taken.count(port) >= 4 for port in ports} == {True}
+        assert [(home / "objects").exists() for home in homes] == [False] * 3
+        for process in (worker, *both):
+            process.terminate()
+        assert [process.wait(60) for process in (worker, *both)] == [0, 0, 0], log.read_text()[-4000:]
         assert "ONNX providers using: ['CPUExecutionProvider']" in log.read_text()
     finally:
-        for process in (worker, server):
+        for process in (worker, *both):
             process.kill()
             process.wait()
+
+
+def _jobs_whichever_is_asked(address: str, log: Path) -> None:
+    """DICOM in, DICOM SEG out; the same submission at either server is one job."""
+    data = zipped(dicom_series(phantom((48, 64, 64)).volume.array.astype(np.int16)))
+    studies = [ask(address, "/api/v1/studies", *form(data, "study.zip")) for _ in range(2)]
+    assert studies[0]["id"] == studies[1]["id"]
+    # The GPU's queue, and no GPU: the overflow goes to the processor.
+    asked = {"study_id": studies[0]["id"], "prompts": ["lungs"], "formats": ["dicom_seg", "measurements"], "queue": "gpu", "priority": 9}
+    jobs = [ask(address, "/api/v1/jobs", json.dumps(asked).encode()) for _ in range(3)]
+    assert len({job["id"] for job in jobs}) == 1
+    path = f"/api/v1/jobs/{jobs[0]['id']}"
+    until(lambda: ask(address, path)["status"] not in ("pending", "running"), log)
+    dones = [ask(address, path) for _ in range(2)]
+    assert dones[0] == dones[1]
+    assert dones[0]["status"] == "completed", (dones[0], log.read_text()[-4000:])
+    files = []
+    for _ in range(2):
+        with urllib.request.urlopen(address + dones[0]["artifacts"][0]["url"], timeout=60) as answer:
+            files.append(answer.read())
+    assert files[0] == files[1]
+    import pydicom
+
+    seg = pydicom.dcmread(io.BytesIO(files[0]))
+    assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", studies[0]["study_uid"])
+
+
+def _clicks_whichever_is_asked(address: str) -> None:
+    """A client that sends all its clicks gets the same mask from the server that saw the first one and from the other."""
+    ct = phantom((24, 48, 48)).volume
+    scan = nifti.write(ct.array, ct.grid)
+
+    def infer(*points: list[int]) -> bytes:
+        params = json.dumps({"nninter": True, "pos_points": list(points), "client_id": "one", "result_extension": ".nii.gz"})
+        body, kind = form(scan, "a.nii.gz", params=params)
+        request = urllib.request.Request(f"{address}/infer/segmentation?output=image", body, {"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            data: bytes = answer.read()
+            return data
+
+    infer([24, 24, 12])
+    second = [infer([24, 24, 12], [14, 24, 12]) for _ in range(2)]
+    assert second[0] == second[1]
+    # A result file is handed out by either; a scan that only one holds is asked for again, and the answer says why.
+    facts = ask(address, "/api/v1/segment", *form(scan, "a.nii.gz", prompts='["lungs"]', answer="json"))
+    for _ in range(2):
+        with urllib.request.urlopen(address + facts["mask_url"], timeout=60) as answer:
+            assert len(answer.read()) == facts["bytes"]
+    key = ask(address, "/api/v1/volumes", *form(scan, "a.nii.gz"))["key"]
+    said = []
+    for _ in range(2):
+        try:
+            said.append(ask(address, f"/api/v1/volumes/{key}")["key"])
+        except urllib.error.HTTPError as error:
+            said.append(f"{error.code} {json.loads(error.read())['detail']}")
+    said.remove(key)
+    assert said[0].startswith("404 ")
+    assert "always to the same one" in said[0]
 
 
 def test_two_processes_under_one_parent(tmp_path: Path) -> None:

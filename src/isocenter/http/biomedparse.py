@@ -136,7 +136,7 @@ async def fetch_npz(here: Here, name: str, key: str = "seg") -> Array:
         raise HTTPException(400, "Expected .npz filename")
     if "/" in name or "\\" in name or "\0" in name or ".." in name:
         raise HTTPException(403, "Access denied")
-    path = here.service.artifacts.path(name)
+    path = await here.read(lambda: here.service.artifacts.path(name))
     array = await here.read(lambda: npz.read(path, key))
     if array is None:
         raise HTTPException(400, f"Key '{key[:40]}' not in NPZ")
@@ -146,7 +146,8 @@ async def fetch_npz(here: Here, name: str, key: str = "seg") -> Array:
 @files.get("/files/{name}")
 async def file(here: Here, name: str) -> FileResponse:
     """A result file (`.npz`)."""
-    return FileResponse(here.service.artifacts.path(name), media_type="application/octet-stream", filename=name)
+    path = await here.read(lambda: here.service.artifacts.path(name))
+    return FileResponse(path, media_type="application/octet-stream", filename=name)
 
 
 def _inputs(form: Form, query: list[str] | None) -> tuple[Upload, list[str]]:

@@ -20,7 +20,7 @@ from isocenter.core.settings import Settings
 from isocenter.jobs import needs
 from isocenter.jobs.backend import Backend, check_installed
 from isocenter.jobs.table import ENDED
-from isocenter.store.artifacts import ArtifactStore
+from isocenter.store.artifacts import open_artifacts
 from isocenter.store.database import Database, head, url_of
 from isocenter.store.tables import EVENTS, JOB_FILES, JOBS, STUDIES
 
@@ -210,7 +210,7 @@ def _trails(backend: Backend, dry: bool) -> Tally:
 def folders(settings: Settings, *, dry: bool = False) -> list[Tally]:
     """Result files under /files, what workers that were killed left behind, and compiled kernels."""
     results = Tally("result files under /files", _rule(settings.artifact_ttl, settings.artifact_bytes))
-    store = ArtifactStore(settings.home / "artifacts", ttl=settings.artifact_ttl, capacity=settings.artifact_bytes)
+    store = open_artifacts(settings)
     over = {path for _, _, path in store.over()}
     for _, size, path in store.files():
         results.add(size, gone=path in over)

@@ -8,12 +8,28 @@ import secrets
 import string
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from isocenter.core.errors import NotFoundError
+from isocenter.core.errors import NotFoundError, StoreError
+
+if TYPE_CHECKING:
+    from isocenter.core.settings import Settings
+    from isocenter.store.s3 import Shelf
 
 _LETTERS = string.ascii_letters + string.digits
 _NAME = re.compile(r"[a-z]{1,16}_[A-Za-z0-9]{8}\.(npz|nii\.gz|nii|nrrd|seg\.nrrd|png|dcm)")
+#: A file that is being written.
+_PART = re.compile(r"\.(.*?)(?:\.[0-9a-f]{8})?\.part")
+
+
+def open_artifacts(settings: Settings) -> ArtifactStore:
+    """The store of the settings: this machine's folder, and the bucket where there is one, so that several servers share it."""
+    folder = settings.home / "artifacts"
+    if settings.minio_endpoint is None:
+        return ArtifactStore(folder, ttl=settings.artifact_ttl, capacity=settings.artifact_bytes)
+    return SharedArtifacts(folder, settings)
 
 
 class ArtifactStore:
@@ -56,7 +72,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return []
         for entry in entries:
-            if _NAME.fullmatch(entry.name.removeprefix(".").removesuffix(".part")):
+            if _NAME.fullmatch(_PART.sub(r"\1", entry.name)):
                 with suppress(FileNotFoundError):
                     facts = entry.stat(follow_symlinks=False)
                     found.append((facts.st_mtime, facts.st_size, Path(entry.path)))
@@ -79,3 +95,62 @@ class ArtifactStore:
         for _, _, path in gone:
             path.unlink(missing_ok=True)
         return len(gone)
+
+
+class SharedArtifacts(ArtifactStore):
+    """As `ArtifactStore`, also in a bucket: a file that another server made is fetched when it is asked for.
+
+    Raises `StoreError` where the bucket is away.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        super().__init__(folder, ttl=settings.artifact_ttl, capacity=settings.artifact_bytes)
+        self._settings = settings
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """The bucket's own part."""
+        from isocenter.store.s3 import Shelf
+
+        return Shelf(self._settings)
+
+    def put(self, kind: str, data: bytes, suffix: str = ".npz") -> str:
+        """See `ArtifactStore`."""
+        name = super().put(kind, data, suffix)
+        try:
+            self.shelf.put(name, self._folder / name)
+        except BaseException:
+            (self._folder / name).unlink(missing_ok=True)
+            raise
+        return name
+
+    def path(self, name: str) -> Path:
+        """See `ArtifactStore`."""
+        with suppress(NotFoundError):
+            return super().path(name)
+        if not _NAME.fullmatch(name):
+            raise NotFoundError("File not found")
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = self._folder / f".{name}.{secrets.token_hex(4)}.part"
+        try:
+            with partial.open("wb") as file:
+                for piece in self.shelf.read(name):
+                    file.write(piece)
+            partial.replace(self._folder / name)
+        except NotFoundError:
+            raise NotFoundError("File not found") from None
+        except OSError:
+            raise StoreError("the disk is full or cannot be written to") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return self._folder / name
+
+    def sweep(self) -> int:
+        """See `ArtifactStore`."""
+        gone = super().sweep()
+        with suppress(StoreError):
+            for name, _, written in self.shelf.items():
+                if written < time.time() - self._ttl:
+                    self.shelf.delete(name)
+                    gone += 1
+        return gone

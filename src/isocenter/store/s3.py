@@ -177,6 +177,43 @@ class Bucket:
         self._made = True
 
 
+class Shelf:
+    """Result files under names of their own, beside the objects: what one server made, another hands out."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = Bucket(settings)
+
+    def put(self, name: str, path: Path) -> None:
+        """Keep a file."""
+        import obstore
+
+        self._bucket._make()
+        _asked(lambda: obstore.put(self._bucket._store, f"files/{name}", path))
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Its bytes, piece by piece. Raises `NotFoundError`."""
+        import obstore
+
+        answer = _asked(lambda: obstore.get(self._bucket._store, f"files/{name}"))
+        yield from _pieces(iter(answer.stream(min_chunk_size=1 << 20)))
+
+    def delete(self, name: str) -> None:
+        """Forget it."""
+        import obstore
+
+        with suppress(NotFoundError):
+            _asked(lambda: obstore.delete(self._bucket._store, f"files/{name}"))
+
+    def items(self) -> Iterator[tuple[str, int, float]]:
+        """Name, bytes and when it was written (seconds since 1970)."""
+        import obstore
+
+        self._bucket._make()
+        for page in _pages(_asked(lambda: obstore.list(self._bucket._store, "files"))):
+            for entry in page:
+                yield entry["path"].rsplit("/", 1)[-1], int(entry["size"]), entry["last_modified"].timestamp()
+
+
 def _name(digest: str) -> str:
     return f"objects/{valid(digest)[:2]}/{digest}"
 
