@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
@@ -32,7 +33,7 @@ from isocenter.analysis.report.told import Told
 from isocenter.analysis.tracking.graph import Correction
 from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import Triple, onto
-from isocenter.core.model import QUIET, Run, Task
+from isocenter.core.model import QUIET, ModelSpec, Run, Task
 from isocenter.core.patient import Identity, Patient, Timepoint
 from isocenter.core.prompts import Point
 from isocenter.core.volume import Volume
@@ -50,7 +51,8 @@ class TrackOptions:
     """How lesions are found and what is kept. model, labels: for visits that have neither a mask nor clicks.
 
     least_mm3: smaller specks are not lesions. preprocessed: whether scans ready for networks are written too. formats: names
-    in `analysis.report.formats.FORMATS`. identity: whether outputs name the patient, as the scans' headers do.
+    in `analysis.report.formats.FORMATS`. identity: whether outputs name the patient, as the scans' headers do. embedder: model
+    that describes each lesion's picture by a vector; by default one that is installed, "none" for none.
     """
 
     model: str | None = None
@@ -62,6 +64,7 @@ class TrackOptions:
     immunotherapy: bool = False
     formats: tuple[str, ...] = formats.DEFAULT
     identity: bool = False
+    embedder: str | None = None
 
 
 def track(
@@ -91,6 +94,11 @@ def track(
     for k, (before, after) in enumerate(_pairs(measured_visits)):
         run.check((2 * len(study.visits) + k / len(measured_visits)) / steps, f"{before.timepoint.timepoint_id}: bringing it to the next visit")
         measured_visits[measured_visits.index(before)] = _carried(service, study, before, after, home, options)
+    describing = embedder(service, options)
+    for visit, measured in zip(study.visits, measured_visits, strict=True):
+        if describing is not None and measured.found:
+            run.check((steps - 1.5) / steps, f"{visit.id}: describing lesions")
+            _described(service, measured, home / visit.id, describing, run)
     run.check((steps - 1) / steps, "following lesions")
     case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
     case = replace(case, notes=(*study.notes, *case.notes))
@@ -151,7 +159,7 @@ def measure_visit(service: Service, study: StudyFiles, visit: VisitFiles, folder
     if visit.image is None:
         return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan")
     try:
-        key = _key(service, study, visit, options)
+        key = visit_key(service, study, visit, options)
         known = _stored(folder, key, study)
         if known is None:
             known = _measure(service, study, visit, folder, options, key, run)
@@ -250,6 +258,46 @@ def _lesions(
     return tuple(found), table
 
 
+# What lesions look like to a network
+
+
+def embedder(service: Service, options: TrackOptions) -> ModelSpec | None:
+    """The model that describes lesions, None where none is installed or wanted. Raises `UnknownModelError` and `UsageError`."""
+    if options.embedder == "none":
+        return None
+    if options.embedder is None:
+        return next((s for s in service.models() if s.task is Task.DESCRIBE), None)
+    spec = service.registry.spec(options.embedder)
+    if spec.task is not Task.DESCRIBE:
+        raise UsageError(f"the model '{spec.id}' describes no pictures; `isocenter models list` shows which do")
+    return spec
+
+
+def embedding_name(spec: ModelSpec) -> str:
+    """What a model's vectors are called in files and collections: they are compared only with those of the same weights."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{spec.id}-{(spec.weights_sha256 or spec.version)[:12]}")
+
+
+def describe_lesions(service: Service, scan: Volume, found: Sequence[Found], spec: ModelSpec, run: Run = QUIET) -> NDArray[np.float32]:
+    """(lesions, size): a vector of length one for each lesion of a scan."""
+    from isocenter.analysis.pictures import lesion_picture
+
+    pictures = [lesion_picture(scan, f.size) for f in found]
+    run.check()
+    return service.describe(pictures, model=spec.id)
+
+
+def _described(service: Service, visit: MeasuredVisit, folder: Path, spec: ModelSpec, run: Run) -> None:
+    """`embedding-{model}.npy` beside a visit's other files; its rows are the lesions in their order."""
+    name, key = embedding_name(spec), _state(folder)
+    file, state = folder / f"embedding-{name}.npy", folder / f"embedding-{name}.json"
+    if file.is_file() and (_read_json(state) or {}).get("key") == key:
+        return
+    scan = door.read_path(folder / "scan.nii.gz", limits=service.settings, modality=visit.timepoint.modality)
+    _save_array(file, describe_lesions(service, scan, visit.found or (), spec, run))
+    _save(state, _json({"key": key, "model": spec.id, "version": spec.version, "weights_sha256": spec.weights_sha256}))
+
+
 # Between visits
 
 
@@ -287,7 +335,7 @@ def carried(before: MeasuredVisit, then: str, stored: Mapping[str, Any]) -> Meas
 # Files
 
 
-def _key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> str:
+def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> str:
     """What a visit's files were made from: bytes of scan and mask, clicks, and everything that changes the answer."""
     digest = blake3()
     for path in (visit.image, visit.mask):

@@ -247,6 +247,22 @@ class Records:
 
         self.database.write(work)
 
+    def set_embedding(self, patient_id: str, timepoint_id: str, name: str, vectors: Mapping[str, Sequence[float]], *, job: Job) -> None:
+        """A network's vectors of a visit's lesions, by lesion."""
+
+        def work(connection: Connection) -> None:
+            audit.turn(connection, patient_id)
+            _check_held(connection, job)
+            row = next((v for v in _visits(connection, patient_id) if v.timepoint_id == timepoint_id), None)
+            if row is None:
+                raise NotFoundError("Timepoint not found")
+            embeddings = {**(row.measured.get("embeddings") or {}), name: {k: list(v) for k, v in vectors.items()}}
+            which = TIMEPOINTS.c.id == row.id
+            connection.execute(sa.update(TIMEPOINTS).where(which).values(measured={**row.measured, "embeddings": embeddings}))
+            self._touch(connection, patient_id)
+
+        self.database.write(work)
+
     def delete_visit(self, patient_id: str, timepoint_id: str, who: Who) -> list[str]:
         """Forget a visit; returns the digests of its files."""
 

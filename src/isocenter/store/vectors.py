@@ -43,8 +43,8 @@ class Vectors(Protocol):
     def search(self, collection: str, vector: NDArray[np.floating], k: int = 10) -> list[Hit]:
         """The `k` nearest, nearest first; equal ones by key."""
 
-    def delete(self, collection: str, key: str | None = None) -> int:
-        """Forget one vector, or a whole collection; how many there were."""
+    def delete(self, collection: str, key: str | None = None, *, beginning: str | None = None) -> int:
+        """Forget one vector, those whose keys begin with `beginning`, or a whole collection; how many there were."""
 
     def count(self, collection: str) -> int:
         """How many a collection holds."""
@@ -129,12 +129,14 @@ class BlobVectors:
         order = sorted(some.tolist(), key=lambda i: (-float(near[i]), keys[i]))
         return [Hit(keys[i], float(near[i]), json.loads(facts[i])) for i in order[:k]]
 
-    def delete(self, collection: str, key: str | None = None) -> int:
+    def delete(self, collection: str, key: str | None = None, *, beginning: str | None = None) -> int:
         _checked(collection, key, None)
+        _checked(collection, beginning, None)
         rows = self._rows
 
         def work(connection: Connection) -> int:
             which = [rows.c.collection == collection, *([rows.c.key == key] if key is not None else [])]
+            which += [sa.func.substr(rows.c.key, 1, len(beginning)) == beginning] if beginning is not None else []
             gone = connection.execute(sa.delete(rows).where(*which)).rowcount
             self._changed(connection, collection)
             return int(gone)
@@ -227,10 +229,11 @@ class ServerVectors:
         rows = self._database.read(lambda connection: connection.execute(query, told).all())
         return [Hit(row.key, 1.0 - float(row.far), json.loads(row.facts)) for row in rows]
 
-    def delete(self, collection: str, key: str | None = None) -> int:
+    def delete(self, collection: str, key: str | None = None, *, beginning: str | None = None) -> int:
         _checked(collection, key, None)
-        which = "collection = :c" + (" AND key = :k" if key is not None else "")
-        told = {"c": collection, **({"k": key} if key is not None else {})}
+        _checked(collection, beginning, None)
+        which = "collection = :c" + (" AND key = :k" if key is not None else "") + (" AND starts_with(key, :b)" if beginning is not None else "")
+        told = {"c": collection, **({"k": key} if key is not None else {}), **({"b": beginning} if beginning is not None else {})}
 
         def work(connection: Connection) -> int:
             return sum(

@@ -1,0 +1,274 @@
+"""Following a patient as a job: scans come in, every visit is on record as soon as it is measured.
+
+A job that is tried again, after its worker died, goes on with the first visit that is not there yet. Each write asks whether
+the job is still this worker's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from isocenter import trackservice
+from isocenter.analysis import appearance
+from isocenter.analysis.case import MeasuredVisit
+from isocenter.core.errors import InputError, UsageError
+from isocenter.core.model import Run
+from isocenter.core.patient import check_id
+from isocenter.io import door, unpack, visits
+from isocenter.io.visits import StudyFiles, VisitFiles
+from isocenter.jobs import needs
+from isocenter.jobs.handler import JobInput, JobResult
+from isocenter.jobs.table import Stored
+from isocenter.patients.audit import Who
+from isocenter.patients.cases import Cases, edits_of, measured_of
+from isocenter.patients.options import options_of
+from isocenter.patients.records import NewVisit, Records, VisitRow
+from isocenter.patients.similar import Similar
+from isocenter.service import Service
+
+KIND = "track"
+SCAN, MASK = "scan", "mask"
+#: A visit's files that are kept, and what they are.
+FILES: Mapping[str, str] = {
+    "scan.nii.gz": "application/gzip",
+    "mask.nii.gz": "application/gzip",
+    "mask.npy": "application/octet-stream",
+    "measurements.json": "application/json",
+    "embedding.npy": "application/octet-stream",
+    "preprocessed.safetensors": "application/octet-stream",
+}
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class VisitFacts:
+    """What a client says of one scan. clicks: voxels (x, y, z), a list a lesion. replace: a visit of this id is made anew."""
+
+    timepoint_id: str | None = None
+    day: float | None = None
+    scan_date: str | None = None
+    modality: str | None = None
+    series_uid: str | None = None
+    clicks: Sequence[Sequence[Sequence[int]]] = ()
+    new_lesions: bool | None = None
+    replace: bool = False
+
+
+def work(service: Service, given: JobInput, run: Run) -> JobResult:
+    """Measure what was sent, visit by visit, and keep it. Raises what reading, models and `Records` raise."""
+    return _Work(service, given, run).all()
+
+
+class _Work:
+    """One job."""
+
+    def __init__(self, service: Service, given: JobInput, run: Run) -> None:
+        self._service, self._given, self._run = service, given, run
+        request = given.request
+        self._records = Records(given.database)
+        self._who = Who(str(request["user_id"]), str(request["session_id"]))
+        self._patient = self._records.get(str(request["patient_id"]))
+        self._options = options_of(self._patient.options)
+        self._facts = VisitFacts(**request["visit"]) if request.get("visit") else None
+
+    def all(self) -> JobResult:
+        """Every step, in order."""
+        self._run.check(0.0, "looking at what was sent")
+        study, is_dicom = self._study()
+        rows = []
+        for k, visit in enumerate(study.visits):
+            self._run.check(0.7 * k / len(study.visits), f"{visit.id}: reading and measuring")
+            rows.append(self._one(study, visit, is_dicom))
+        if not any(v.measured.get("lesions") is not None for v in self._records.visits(self._patient.id)):
+            reasons = [r.measured["reason"] for r in rows if r.measured.get("reason")]
+            raise InputError(f"no visit could be measured: {reasons[0] if reasons else 'there is no scan'}")
+        self._register()
+        self._therapies(study)
+        self._embed()
+        self._run.check(0.95, "comparing lesions")
+        patient = self._patient.id
+        Similar(self._given.database).index(Cases(self._records).known(patient))
+        self._run.check(1.0, "done")
+        facts = {"patient_id": patient, "timepoints": [r.timepoint_id for r in rows], "notes": list(study.notes)}
+        return JobResult((), facts)
+
+    # What was sent
+
+    def _study(self) -> tuple[StudyFiles, bool]:
+        """The visits in what was sent, and whether DICOM headers say whose they are."""
+        limits = self._service.settings
+        scan = next(path for name, path in self._given.files.items() if name.startswith(SCAN))
+        mask = next((path for name, path in self._given.files.items() if name.startswith(MASK)), None)
+        with scan.open("rb") as file:
+            kind = door.kind_of(file.read(4096), scan.suffix)
+        if kind == "zip":
+            root = unpack.unpack(scan, self._given.folder / "sent", limits)
+        else:
+            # Named by content alone: the suffix tells NIfTI from other gzip.
+            root = self._given.folder / "sent"
+            root.mkdir()
+            shutil.copyfile(scan, root / f"scan{str(self._given.request.get('suffix') or '')[:16]}")
+        described = (root / "study.json").is_file() or any(root.glob("sub-*")) or root.name.startswith("sub-")
+        if self._facts is None:
+            study = visits.read(root, limits)
+            return self._own_names(study, described), not described
+        if described:
+            raise UsageError("this is a whole study; create a patient from it, or send one visit's scan")
+        try:
+            study = self._own_names(visits.read(root, limits), described)
+        except InputError:
+            if kind == "dicom":
+                raise
+            image = scan if kind == "zip" else next(root.iterdir())
+            study = StudyFiles(self._patient.id, (self._said(VisitFiles("visit", 0.0, None, image), mask),))
+            return study, False
+        if len(study.visits) != 1 and (self._facts.timepoint_id or mask or self._facts.clicks):
+            raise UsageError(f"the archive holds {len(study.visits)} visits; send them one by one to name them or to give a mask or clicks")
+        if len(study.visits) == 1:
+            study = replace(study, visits=(self._said(study.visits[0], mask),))
+        return study, True
+
+    def _own_names(self, study: StudyFiles, described: bool) -> StudyFiles:
+        """DICOM visits are called by their day in this patient's time."""
+        origin = self._patient.origin
+        if described or origin is None:
+            return study
+        named = [replace(v, id=f"day-{(v.scan_date - date.fromisoformat(origin)).days}") if v.scan_date else v for v in study.visits]
+        return replace(study, visits=tuple(named))
+
+    def _said(self, visit: VisitFiles, mask: Path | None) -> VisitFiles:
+        """A visit with what the client says of it."""
+        facts = self._facts or VisitFacts()
+        try:
+            when = date.fromisoformat(facts.scan_date) if facts.scan_date else visit.scan_date
+            clicks = tuple(tuple((int(x), int(y), int(z)) for x, y, z in lesion) for lesion in facts.clicks)
+        except (ValueError, TypeError):
+            raise UsageError("a date is written as YYYY-MM-DD, clicks as a list of [x, y, z] for each lesion") from None
+        name = facts.timepoint_id or (visit.id if visit.id != "visit" else f"visit-{len(self._records.visits(self._patient.id)) + 1}")
+        return replace(
+            visit,
+            id=check_id(name, "a visit's id"),
+            day=facts.day if facts.day is not None else visit.day,
+            scan_date=when,
+            series_uid=facts.series_uid or visit.series_uid,
+            modality=facts.modality or visit.modality,
+            mask=mask,
+            clicks=clicks,
+            new_lesions=facts.new_lesions,
+        )
+
+    # One visit
+
+    def _one(self, study: StudyFiles, visit: VisitFiles, is_dicom: bool) -> VisitRow:
+        key = trackservice.visit_key(self._service, study, visit, self._options) if visit.image is not None else None
+        there = next((v for v in self._records.visits(self._patient.id) if v.timepoint_id == visit.id), None)
+        if there is not None and there.key is not None and there.key == key and there.job_id == self._given.job.id:
+            return there  # by an attempt before this one
+        folder = self._given.folder / "made" / visit.id
+        measured = trackservice.measure_visit(self._service, study, visit, folder, self._options, self._run)
+        files = self._kept(folder)
+        if is_dicom and measured.found is not None:
+            scan = self._given.job.inputs[0]
+            files.append(Stored(SOURCE, scan.digest, scan.bytes, "application/octet-stream"))
+        said = self._facts
+        new = NewVisit(
+            visit.id,
+            None if said is not None and said.day is None and visit.scan_date is None and there is None and self._has_visits() else visit.day,
+            visit.scan_date,
+            visit.modality,
+            key,
+            told(measured, visit),
+            tuple(files),
+            study.patient_id if is_dicom else None,
+        )
+        replacing = bool(said and said.replace) or (there is not None and there.job_id == self._given.job.id)
+        row, freed = self._records.put_visit(self._patient.id, new, self._who, job=self._given.job, replace=replacing)
+        needs.drop(self._given.database, self._given.objects, freed)
+        shutil.rmtree(folder, ignore_errors=True)
+        return row
+
+    def _has_visits(self) -> bool:
+        return bool(self._records.visits(self._patient.id))
+
+    def _kept(self, folder: Path) -> list[Stored]:
+        kept = []
+        for name, media_type in FILES.items():
+            if (folder / name).is_file():
+                made = self._given.objects.put(folder / name)
+                kept.append(Stored(name, made.digest, made.bytes, media_type))
+        return kept
+
+    # All visits
+
+    def _register(self) -> None:
+        """Neighbouring scans of the whole patient are brought onto each other, where that is not known yet."""
+        if not self._options.register:
+            return
+        rows = self._records.visits(self._patient.id)
+        pairs = list(pairwise([r for r in rows if r.measured.get("lesions") is not None]))
+        for k, (before, after) in enumerate(pairs):
+            keys = [before.key, after.key]
+            if not (before.measured["lesions"] and after.measured["lesions"]) or (after.registration or {}).get("keys") == keys:
+                continue
+            self._run.check(0.7 + 0.2 * k / len(pairs), f"{before.timepoint_id}: bringing it to the next visit")
+            found = trackservice.registration(self._service, self._scan(before), self._scan(after))
+            self._records.set_registration(self._patient.id, after.timepoint_id, {"keys": keys, **found}, job=self._given.job)
+
+    def _scan(self, row: VisitRow) -> VisitFiles:
+        stored = row.file("scan.nii.gz")
+        if stored is None:
+            raise InputError(f"the scan of '{row.timepoint_id}' is not in the store any more; send it again")
+        folder = self._given.folder / "scans" / row.timepoint_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return VisitFiles(row.timepoint_id, row.day, None, self._given.objects.fetch(stored.digest, folder), modality=row.modality)
+
+    def _embed(self) -> None:
+        """A network's vectors of all lesions that it has not described yet: after all segmentation, so that the two take turns."""
+        spec = trackservice.embedder(self._service, self._options)
+        if spec is None:
+            return
+        name = trackservice.embedding_name(spec)
+        rows = [r for r in self._records.visits(self._patient.id) if r.measured.get("lesions") and name not in (r.measured.get("embeddings") or {})]
+        for k, row in enumerate(rows):
+            self._run.check(0.9 + 0.05 * k / len(rows), f"{row.timepoint_id}: describing lesions")
+            visit = self._scan(row)
+            assert visit.image is not None  # noqa: S101 - for the type checker
+            scan = door.read_path(visit.image, limits=self._service.settings, modality=row.modality)
+            found = measured_of([row])[0].found or ()
+            table = trackservice.describe_lesions(self._service, scan, found, spec, self._run)
+            vectors = {f.id: [float(v) for v in vector] for f, vector in zip(found, table, strict=True)}
+            self._records.set_embedding(self._patient.id, row.timepoint_id, name, vectors, job=self._given.job)
+
+    def _therapies(self, study: StudyFiles) -> None:
+        """Courses that the study lists, where the patient has none yet."""
+        patient = self._records.get(self._patient.id)
+        edits = edits_of(self._records, patient)
+        if not study.therapies or edits.therapies:
+            return
+        for therapy in study.therapies:
+            edits = edits.with_therapy(therapy)
+        detail = {"therapies": [asdict(t) for t in study.therapies]}
+        self._records.correct(patient.id, edits.as_dict(), self._who, base=patient.version, action="import_therapies", detail=detail)
+
+
+def told(measured: MeasuredVisit, visit: VisitFiles) -> dict[str, Any]:
+    """What is kept of a measured visit, as plain data; `cases.measured_of` is the way back."""
+    lesions = None if measured.found is None else [asdict(f) for f in measured.found]
+    facts = {
+        "lesions": lesions,
+        "spacing_mm": list(measured.spacing) if measured.spacing else None,
+        "new_lesions": measured.new_lesions,
+        "reason": measured.reason,
+        "notes": list(measured.notes),
+        "series_uid": visit.series_uid,
+        "appearance": f"{appearance.NAME}-{appearance.VERSION}",
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts, allow_nan=False))
+    return plain

@@ -1,0 +1,24 @@
+"""How a patient's scans are measured, as plain data that a client sends and the record keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from isocenter.core.errors import UsageError
+from isocenter.trackservice import TrackOptions
+
+_OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "register", "immunotherapy", "embedder")
+
+
+def options_of(data: Mapping[str, Any]) -> TrackOptions:
+    """Options out of plain data. Raises `UsageError` for others than there are."""
+    unknown = set(data) - set(_OPTIONS)
+    if unknown:
+        raise UsageError(f"there is no option '{sorted(unknown)[0][:40]}'; there are: {', '.join(_OPTIONS)}")
+    values = {**data, "labels": tuple(data.get("labels") or ())}
+    options = TrackOptions(**values)
+    numbers = [v for v in (options.least_mm3, options.spacing_mm) if v is not None]
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < 1e9 for v in numbers) or options.spacing_mm == 0:
+        raise UsageError("least_mm3 and spacing_mm are numbers of mm³ and mm")
+    return options
