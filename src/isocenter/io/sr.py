@@ -1,7 +1,8 @@
 """DICOM structured reports of a visit's lesions: Imaging Measurement Reports by template TID 1500 (PS3.16), made by highdicom.
 
-Each lesion is a TID 1411 group that refers to its segment of the visit's DICOM SEG and to the calipers on the source's
-slices; the response is a TID 1501 group of its own.
+Each lesion is two groups under one tracking identifier: its volume (TID 1411), which refers to its segment of the visit's
+DICOM SEG, and its diameters (TID 1501), which refer to the calipers on the source's slices; the template for volumes has no
+place for these. The response is a TID 1501 group of its own.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ class Assessment:
 class VisitReport:
     """What is reported of one visit. order: 1 for the first. lesions: in the order of the SEG's segments 1, 2, ...
 
-    tracked: by track, its name and UID over all visits. made_of: UIDs are derived from this text.
+    tracked: by track, its name and UID over all visits. at_baseline: tracks that were there at first.
+    made_of: UIDs are derived from this text.
     """
 
     timepoint: Timepoint
     order: int
     lesions: tuple[Lesion, ...]
     tracked: Mapping[str, seg.Tracked]
+    at_baseline: frozenset[str]
     assessment: Assessment | None
     made_of: str
     version: str
@@ -100,15 +103,20 @@ def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseu
             uid=derived_uid("isocenter", report.version), name="Isocenter", manufacturer_name="Isocenter", model_name=f"Isocenter {report.version}"
         ),
     )
-    groups = [_lesion(lesion, number, report, volume, sources, segments) for number, lesion in enumerate(report.lesions, start=1)]
+    groups = []
+    for number, lesion in enumerate(report.lesions, start=1):
+        groups += [_space(lesion, number, report, segments), _plane(lesion, report, volume, sources)]
     if report.assessment is not None:
         groups.append(_response(report.assessment, report))
+    # The library of images describes each of them in twenty lines: those with calipers; all of them are named as evidence.
+    measured = {lesion.slice_index for lesion in report.lesions if lesion.plane == 0 and lesion.slice_index is not None}
+    shown = sources if len(sources) == 1 else [sources[k] for k in sorted(measured)]
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_coded(_PROCEDURES.get(volume.modality or "", _ANY_PROCEDURE)),
         imaging_measurements=groups or None,
         title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=sources,
+        referenced_images=shown or None,
     )
     dataset = hd.sr.Comprehensive3DSR(
         evidence=[*sources, *([segments] if segments is not None else [])],
@@ -128,27 +136,54 @@ def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseu
     return out.getvalue()
 
 
-def _lesion(lesion: Lesion, number: int, report: VisitReport, volume: Volume, sources: Sequence[Any], segments: Any) -> Any:
-    """TID 1411: one lesion with its segment, its calipers and its figures."""
+def _common(lesion: Lesion, report: VisitReport) -> dict[str, Any]:
+    """What both groups of a lesion say: who it is, what it is, where and when."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     tracked = report.tracked[lesion.track]
-    evaluations = []
-    if lesion.is_target or report.order == 1:
-        role = codes.DCM.TargetLesionAtBaseline if lesion.is_target else codes.DCM.NonTargetLesionAtBaseline
-        # CID 6145 has no name of its own for "is a target": the role that it was given at the baseline.
-        evaluations.append(hd.sr.QualitativeEvaluation(name=_coded(Code("112016", "DCM", "Baseline Category")), value=role))
+    role = codes.DCM.TargetLesionAtBaseline if lesion.is_target else codes.DCM.NonTargetLesionAtBaseline
+    return {
+        "tracking_identifier": hd.sr.TrackingIdentifier(uid=tracked.uid, identifier=tracked.identifier),
+        "finding_type": _coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
+        "finding_sites": [hd.sr.FindingSite(_coded(tracked.site))] if tracked.site else None,
+        "time_point_context": _time_point(report),
+        "session": report.timepoint.timepoint_id,
+        # A lesion that came later was neither at the baseline.
+        "qualitative_evaluations": [hd.sr.QualitativeEvaluation(name=_coded(Code("112016", "DCM", "Baseline Category")), value=role)]
+        if lesion.track in report.at_baseline
+        else None,
+    }
+
+
+def _space(lesion: Lesion, number: int, report: VisitReport, segments: Any) -> Any:
+    """TID 1411: a lesion as its segment, and what was measured in space."""
+    import highdicom as hd
+
+    segment = hd.sr.ReferencedSegment.from_segmentation(segments, segment_number=number)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=tracked.uid, identifier=tracked.identifier),
-        referenced_segment=hd.sr.ReferencedSegment.from_segmentation(segments, segment_number=number),
-        finding_type=_coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
-        finding_sites=[hd.sr.FindingSite(_coded(tracked.site))] if tracked.site else None,
-        time_point_context=_time_point(report),
-        session=report.timepoint.timepoint_id,
-        measurements=list(_figures(lesion, volume, sources)),
-        qualitative_evaluations=evaluations or None,
+        referenced_segment=segment, measurements=list(_figures(lesion)), **_common(lesion, report)
     )
+
+
+def _plane(lesion: Lesion, report: VisitReport, volume: Volume, sources: Sequence[Any]) -> Any:
+    """TID 1501: a lesion's diameters as RECIST measures them, with their calipers and the 95 % limits of the longest."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    limits = None
+    if lesion.sd_mm is not None:
+        spread = round(_LIMITS_SD * lesion.sd_mm, 3)
+        limits = hd.sr.MeasurementProperties(upper_measurement_uncertainty=spread, lower_measurement_uncertainty=spread)
+        for item in limits:  # highdicom gives them no unit
+            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_coded(Code("mm", "UCUM", "mm"))]
+    long, short = (_line(lesion, ends, volume, sources) for ends in (lesion.longest_ends, lesion.short_ends))
+    unit = codes.UCUM.Millimeter
+    figures = [
+        *_one(codes.SCT.LongAxis, lesion.longest_mm, unit, properties=limits, referenced_coordinates=long),
+        *_one(codes.SCT.ShortAxis, lesion.short_axis_mm, unit, referenced_coordinates=short),
+    ]
+    return hd.sr.MeasurementsAndQualitativeEvaluations(measurements=figures or None, **_common(lesion, report))
 
 
 def _time_point(report: VisitReport) -> Any:
@@ -159,36 +194,25 @@ def _time_point(report: VisitReport) -> Any:
     return hd.sr.TimePointContext(report.timepoint.timepoint_id, time_point_order=report.order, temporal_offset_from_event=days)
 
 
-def _figures(lesion: Lesion, volume: Volume, sources: Sequence[Any]) -> Iterator[Any]:
-    """Every figure that could be had, as TID 300 has it."""
+def _one(name: Any, value: float | None, unit: Any, **rest: Any) -> Iterator[Any]:
+    """A figure as TID 300 has it, or nothing where it could not be had."""
     import highdicom as hd
+
+    if value is not None:
+        yield hd.sr.Measurement(name=name, value=round(float(value), 4), unit=unit, **rest)
+
+
+def _figures(lesion: Lesion) -> Iterator[Any]:
+    """What was measured in space, and intensities."""
     from pydicom.sr.codedict import codes
 
-    def one(name: Any, value: float | None, unit: Any, **rest: Any) -> Iterator[Any]:
-        if value is not None:
-            yield hd.sr.Measurement(name=name, value=round(float(value), 4), unit=unit, **rest)
-
-    limits = None
-    if lesion.sd_mm is not None and lesion.longest_mm is not None:
-        spread = round(_LIMITS_SD * lesion.sd_mm, 3)
-        limits = hd.sr.MeasurementProperties(upper_measurement_uncertainty=spread, lower_measurement_uncertainty=spread)
-    millimetre = codes.UCUM.Millimeter
-    long, short = (_line(lesion, ends, volume, sources) for ends in (lesion.longest_ends, lesion.short_ends))
-    yield from one(
-        codes.SCT.LongAxis,
-        lesion.longest_mm,
-        millimetre,
-        properties=limits,
-        referenced_coordinates=long,
-    )
-    yield from one(codes.SCT.ShortAxis, lesion.short_axis_mm, millimetre, referenced_coordinates=short)
-    yield from one(codes.SCT.Volume, lesion.volume_mm3, codes.UCUM.CubicMillimeter, method=codes.DCM.SumOfSegmentedVoxelMethodForVolume)
-    yield from one(_coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, millimetre)
-    yield from one(_coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, _coded(Code("mm2", "UCUM", "square millimeter")))
+    yield from _one(codes.SCT.Volume, lesion.volume_mm3, codes.UCUM.CubicMillimeter, method=codes.DCM.SumOfSegmentedVoxelMethodForVolume)
+    yield from _one(_coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, codes.UCUM.Millimeter)
+    yield from _one(_coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, _coded(Code("mm2", "UCUM", "square millimeter")))
     if lesion.unit == "HU":
         unit = codes.UCUM.HounsfieldUnit
-        yield from one(codes.DCM.AttenuationCoefficient, lesion.mean, unit, derivation=codes.SCT.Mean)
-        yield from one(codes.DCM.AttenuationCoefficient, lesion.std, unit, derivation=_coded(Code("386136009", "SCT", "Standard Deviation")))
+        yield from _one(codes.DCM.AttenuationCoefficient, lesion.mean, unit, derivation=codes.SCT.Mean)
+        yield from _one(codes.DCM.AttenuationCoefficient, lesion.std, unit, derivation=_coded(Code("386136009", "SCT", "Standard Deviation")))
 
 
 def _line(lesion: Lesion, ends: tuple[tuple[float, float, float], ...] | None, volume: Volume, sources: Sequence[Any]) -> list[Any] | None:

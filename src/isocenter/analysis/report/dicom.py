@@ -88,7 +88,8 @@ def _visit(
             response.percent_nadir if response else None,
             str(case.best_overall) if case.best_overall and visit.timepoint == last else None,
         )
-    report = sr.VisitReport(visit.timepoint, order, lesions, tracked, assessment, made_of, told.version)
+    old = frozenset(track for track, seen in case.graph.tracks.items() if first.timepoint_id in seen)
+    report = sr.VisitReport(visit.timepoint, order, lesions, tracked, old, assessment, made_of, told.version)
     return segmentation, sr.write(report, volume, segmentation, pseudonym=pseudonym)
 
 

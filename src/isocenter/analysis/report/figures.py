@@ -1,10 +1,9 @@
-"""Plots of a case, as SVG text that can stand in a page."""
+"""Plots of a case: SVG that can stand in a page, PNG for a PDF."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,26 +24,41 @@ CATEGORY_COLOURS = {
 }
 
 
-@contextmanager
-def _axes(width: float = 7.2, height: float = 3.0) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on; the SVG is in the list afterwards."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+@dataclass(frozen=True)
+class Plot:
+    """A plot that is drawn when it is known how. width, height: inches."""
+
+    figure: Any
+    width: float
+    height: float
+
+    def svg(self) -> str:
+        """SVG text, the same each time for one case: no date and no random ids."""
+        import matplotlib as mpl
+
+        buffer = io.StringIO()
+        with mpl.rc_context({"svg.hashsalt": "isocenter", "svg.fonttype": "none", "font.family": "sans-serif"}):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        return text[text.index("<svg") :]
+
+    def png(self, dpi: int = 220) -> bytes:
+        """PNG, `dpi` pixels an inch."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _axes(width: float = 7.2, height: float = 3.0) -> tuple[Any, Plot]:
+    """Axes to draw on, and the plot that they belong to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    answer: list[str] = []
-    yield axes, answer
-    buffer = io.StringIO()
-    # No date and no random ids: the same case gives the same page.
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": "isocenter", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    answer.append(text[text.index("<svg") :])
+    return axes, Plot(figure, width, height)
 
 
 def _treatments(axes: Any, case: Case, end: float) -> None:
@@ -55,38 +69,38 @@ def _treatments(axes: Any, case: Case, end: float) -> None:
             axes.axvspan(therapy.start_day, stop, color="#000000", alpha=0.07, label="treatment" if k == 0 else None, lw=0)
 
 
-def spider(case: Case) -> str:
+def spider(case: Case) -> Plot:
     """Change of each target's diameter and of their sum since the baseline, in percent."""
-    with _axes() as (axes, answer):
-        days = [v.timepoint.day for v in case.visits if v.found is not None]
-        _treatments(axes, case, max(days))
-        for k, track in enumerate(case.targets):
-            points = [
-                (v.timepoint.day, lesion.short_axis_mm if lesion.is_node else lesion.longest_mm)
-                for v in case.visits
-                for lesion in case.at(v.timepoint.timepoint_id)
-                if lesion.track == track
-            ]
-            known = [(day, size) for day, size in points if size]
-            if known:
-                x, y = zip(*((day, 100 * (size / known[0][1] - 1)) for day, size in known), strict=True)
-                axes.plot(x, y, "o-", color=COLOURS[k % len(COLOURS)], label=track, lw=1.5, ms=4)
-        responses = case.responses.get("recist_1.1", ())
-        total = [(r.day, r.percent_baseline) for r in responses if r.percent_baseline is not None]
-        if total:
-            start = next(v.timepoint.day for v in case.visits if v.found is not None)
-            x, y = zip(*[(start, 0.0), *total], strict=True)
-            axes.plot(x, y, "s--", color="black", label="sum", lw=2, ms=5)
-        for level, text in ((-30, "PR"), (20, "PD")):
-            axes.axhline(level, color="#888888", lw=0.8, ls=":")
-            axes.text(1.0, level, f" {text}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#555555")
-        axes.axhline(0, color="black", lw=0.6)
-        axes.set(xlabel="day", ylabel="change since baseline (%)")
-        axes.legend(frameon=False, fontsize=8, ncols=4)
-    return answer[0]
+    axes, plot = _axes()
+    days = [v.timepoint.day for v in case.visits if v.found is not None]
+    _treatments(axes, case, max(days))
+    for k, track in enumerate(case.targets):
+        points = [
+            (v.timepoint.day, lesion.short_axis_mm if lesion.is_node else lesion.longest_mm)
+            for v in case.visits
+            for lesion in case.at(v.timepoint.timepoint_id)
+            if lesion.track == track
+        ]
+        known = [(day, size) for day, size in points if size]
+        if known:
+            x, y = zip(*((day, 100 * (size / known[0][1] - 1)) for day, size in known), strict=True)
+            axes.plot(x, y, "o-", color=COLOURS[k % len(COLOURS)], label=track, lw=1.5, ms=4)
+    responses = case.responses.get("recist_1.1", ())
+    total = [(r.day, r.percent_baseline) for r in responses if r.percent_baseline is not None]
+    if total:
+        start = next(v.timepoint.day for v in case.visits if v.found is not None)
+        x, y = zip(*[(start, 0.0), *total], strict=True)
+        axes.plot(x, y, "s--", color="black", label="sum", lw=2, ms=5)
+    for level, text in ((-30, "PR"), (20, "PD")):
+        axes.axhline(level, color="#888888", lw=0.8, ls=":")
+        axes.text(1.0, level, f" {text}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#555555")
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set(xlabel="day", ylabel="change since baseline (%)")
+    axes.legend(frameon=False, fontsize=8, ncols=4)
+    return plot
 
 
-def waterfall(case: Case) -> str:
+def waterfall(case: Case) -> Plot:
     """Best change of each target's diameter since the baseline."""
     bars = []
     for track in case.targets:
@@ -97,53 +111,53 @@ def waterfall(case: Case) -> str:
         if known:
             bars.append((track, -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))
     bars.sort(key=lambda bar: -bar[1])
-    with _axes(3.6, 3.0) as (axes, answer):
-        colours = ["#D55E00" if v >= 20 else "#56B4E9" if v <= -30 else "#999999" for _, v in bars]
-        axes.bar([t for t, _ in bars], [v for _, v in bars], color=colours)
-        for level in (-30, 20):
-            axes.axhline(level, color="#888888", lw=0.8, ls=":")
-        axes.axhline(0, color="black", lw=0.6)
-        axes.set_ylabel("best change (%)")
-    return answer[0]
+    axes, plot = _axes(3.6, 3.0)
+    colours = ["#D55E00" if v >= 20 else "#56B4E9" if v <= -30 else "#999999" for _, v in bars]
+    axes.bar([t for t, _ in bars], [v for _, v in bars], color=colours)
+    for level in (-30, 20):
+        axes.axhline(level, color="#888888", lw=0.8, ls=":")
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set_ylabel("best change (%)")
+    return plot
 
 
-def growth(case: Case, track: TrackGrowth) -> str:
+def growth(case: Case, track: TrackGrowth) -> Plot:
     """Measured volumes, what the growth laws make of them, and the forecast."""
-    with _axes() as (axes, answer):
-        known = [(d, v / 1000) for d, v in zip(track.days, track.volumes_mm3, strict=True) if v]
-        end = float(track.forecast.days[-1]) if track.forecast else track.days[-1]
-        _treatments(axes, case, end)
-        if track.growth is not None:
-            days = np.linspace(track.growth.series.days[0], track.growth.series.days[-1], 80)
-            middle, low, high = track.growth.predict(days)
-            axes.fill_between(days, low / 1000, high / 1000, color=COLOURS[0], alpha=0.18, lw=0)
-            axes.plot(days, middle / 1000, color=COLOURS[0], lw=1.5, label="fitted laws")
-        if track.forecast is not None:
-            path = track.forecast
-            axes.fill_between(path.days, path.low_mm3 / 1000, path.high_mm3 / 1000, color=COLOURS[1], alpha=0.18, lw=0)
-            axes.plot(path.days, path.median_mm3 / 1000, "--", color=COLOURS[1], lw=1.5, label=f"forecast ({100 * path.level:.0f} % interval)")
-        if known:
-            axes.plot(*zip(*known, strict=True), "o", color="black", ms=5, label="measured")
-        _volume_axis(axes)
-    return answer[0]
+    axes, plot = _axes()
+    known = [(d, v / 1000) for d, v in zip(track.days, track.volumes_mm3, strict=True) if v]
+    end = float(track.forecast.days[-1]) if track.forecast else track.days[-1]
+    _treatments(axes, case, end)
+    if track.growth is not None:
+        days = np.linspace(track.growth.series.days[0], track.growth.series.days[-1], 80)
+        middle, low, high = track.growth.predict(days)
+        axes.fill_between(days, low / 1000, high / 1000, color=COLOURS[0], alpha=0.18, lw=0)
+        axes.plot(days, middle / 1000, color=COLOURS[0], lw=1.5, label="fitted laws")
+    if track.forecast is not None:
+        path = track.forecast
+        axes.fill_between(path.days, path.low_mm3 / 1000, path.high_mm3 / 1000, color=COLOURS[1], alpha=0.18, lw=0)
+        axes.plot(path.days, path.median_mm3 / 1000, "--", color=COLOURS[1], lw=1.5, label=f"forecast ({100 * path.level:.0f} % interval)")
+    if known:
+        axes.plot(*zip(*known, strict=True), "o", color="black", ms=5, label="measured")
+    _volume_axis(axes)
+    return plot
 
 
-def scenarios(case: Case, track: TrackGrowth) -> str:
+def scenarios(case: Case, track: TrackGrowth) -> Plot:
     """Median curves of all scenarios."""
-    with _axes(7.2, 3.4) as (axes, answer):
-        for k, scenario in enumerate(track.scenarios):
-            own = scenario.name == "as_given"
-            axes.plot(
-                scenario.days,
-                scenario.median_mm3 / 1000,
-                color="black" if own else COLOURS[k % 7],
-                lw=2.4 if own else 1.2,
-                ls="-" if k < 8 else "--",
-                label=scenario.name.replace("_", " "),
-            )
-        _treatments(axes, case, float(track.scenarios[0].days[-1]))
-        _volume_axis(axes)
-    return answer[0]
+    axes, plot = _axes(7.2, 3.4)
+    for k, scenario in enumerate(track.scenarios):
+        own = scenario.name == "as_given"
+        axes.plot(
+            scenario.days,
+            scenario.median_mm3 / 1000,
+            color="black" if own else COLOURS[k % 7],
+            lw=2.4 if own else 1.2,
+            ls="-" if k < 8 else "--",
+            label=scenario.name.replace("_", " "),
+        )
+    _treatments(axes, case, float(track.scenarios[0].days[-1]))
+    _volume_axis(axes)
+    return plot
 
 
 def _volume_axis(axes: Any) -> None:

@@ -49,8 +49,19 @@ def _csv(told: Told) -> Files:
 
 
 def _html(told: Told) -> Files:
-    page = html.render(told.case, told.story.parts, told.source, thumbnail=told.thumbnail, provenance=told.facts, identity=told.identity)
-    yield "report.html", page.encode()
+    yield "report.html", html.render(told).encode()
+
+
+def _pdf(told: Told) -> Files:
+    from isocenter.analysis.report import pdf
+
+    yield "report.pdf", pdf.render(told)
+
+
+def _fhir(told: Told) -> Files:
+    from isocenter.analysis.report import fhir
+
+    yield "fhir.json", json.dumps(fhir.bundle(told), indent=1, allow_nan=False).encode()
 
 
 def _seg(told: Told) -> Files:
@@ -78,6 +89,8 @@ FORMATS: dict[str, Format] = {
         Format("json", "case.json", "application/json", "everything as data", _json),
         Format("csv", "measurements.csv", "text/csv", "one row a lesion and visit", _csv),
         Format("html", "report.html", "text/html", "the report; stands alone", _html),
+        Format("pdf", "report.pdf", "application/pdf", "the report as PDF", _pdf),
+        Format("fhir", "fhir.json", "application/fhir+json", "FHIR R4 bundle: a DiagnosticReport and its Observations", _fhir),
         Format("seg", "dicom/", "application/dicom", "DICOM SEG of every visit that came as DICOM", _seg),
         Format("sr", "dicom/", "application/dicom", "DICOM SR (TID 1500) of every visit that came as DICOM, with its SEG", _sr),
     )

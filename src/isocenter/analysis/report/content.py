@@ -1,0 +1,165 @@
+"""What a report says, in words and rows: the same for the page and for the PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isocenter.analysis.case import Case
+from isocenter.analysis.case_growth import TrackGrowth
+from isocenter.analysis.report import figures
+from isocenter.core.patient import Identity, Lesion
+
+#: Said at the top of every report.
+WARNING = "Research use only. Not a medical device; not for diagnosis or treatment. Measurements were made by software and need a physician's review."
+LEGEND = (
+    "± sd: standard deviation of the longest diameter; manual, automatic and scan-rescan parts. Link: confidence that it is the same lesion "
+    "as at the visit before. Calipers: blue longest, pink short axis; yellow the mask's outline."
+)
+#: Lesions whose growth is drawn, the largest first.
+MOST_PLOTS = 6
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One lesion at one visit. png: None where there is no picture."""
+
+    visit: str
+    text: str
+    png: bytes | None
+
+
+@dataclass(frozen=True)
+class Track:
+    """A lesion over all visits."""
+
+    name: str
+    what: str
+    shots: tuple[Shot, ...]
+
+
+def identity_words(identity: Identity | None) -> list[str]:
+    """Name, number, birth date and sex, as far as they are known and wanted."""
+    if identity is None:
+        return []
+    born = f"born {identity.birth_date.isoformat()}" if identity.birth_date else ""
+    return [word for word in (identity.name, identity.patient_id and f"ID {identity.patient_id}", born, identity.sex) if word]
+
+
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """A number as reports round it, empty where it is not known."""
+    return "" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def rows(case: Case) -> list[dict[str, str]]:
+    """The table of responses: a row a visit."""
+    responses = {r.day: (r, chances) for r, chances in zip(case.responses.get("recist_1.1", ()), case.chances or [{}] * 999, strict=False)}
+    first = next((v.timepoint.timepoint_id for v in case.visits if v.found is not None), None)
+    told = []
+    for visit in case.visits:
+        name = visit.timepoint.timepoint_id
+        here = [lesion for lesion in case.at(name) if lesion.is_target]
+        spread = sum((lesion.sd_mm or 0) ** 2 for lesion in here) ** 0.5
+        response, chances = responses.get(visit.timepoint.day, (None, {}))
+        total = response.sum if response else sum((le.short_axis_mm if le.is_node else le.longest_mm) or 0 for le in here) if name == first else None
+        told.append(
+            {
+                "visit": name,
+                "day": f"{visit.timepoint.day:g}",
+                "lesions": str(len(case.at(name))) if visit.found is not None else "no scan",
+                "sum": number(total),
+                "sd": number(spread) if here else "",
+                "baseline": number(response.percent_baseline, 1, True) + " %" if response and response.percent_baseline is not None else "",
+                "nadir": number(response.percent_nadir, 1, True) + " %" if response and response.percent_nadir is not None else "",
+                "category": str(response.category) if response else "",
+                "colour": figures.CATEGORY_COLOURS[response.category] if response else "",
+                "chances": ", ".join(f"{c} {100 * p:.0f} %" for c, p in chances.items()),
+                "why": "; ".join(response.reasons) if response else ("baseline" if name == first else visit.reason or ""),
+            }
+        )
+    return told
+
+
+def role(lesion: Lesion) -> str:
+    """What a lesion is for RECIST."""
+    return "target" if lesion.is_target else "new" if lesion.is_new else "non-target"
+
+
+def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Track]:
+    """Every track with its pictures."""
+    made = []
+    for name in case.graph.tracks:
+        lesions = [lesion for lesion in case.lesions if lesion.track == name]
+        shots = []
+        for lesion in lesions:
+            size = f"{number(lesion.longest_mm)} x {number(lesion.short_axis_mm)} mm, {number((lesion.volume_mm3 or 0) / 1000, 2)} ml"
+            shots.append(Shot(lesion.timepoint_id, size, thumbnail(lesion)))
+        first = lesions[0]
+        what = ", ".join(w for w in (role(first), first.organ or "", "lymph node" if first.is_node else "") if w)
+        made.append(Track(name, what, tuple(shots)))
+    return made
+
+
+def lesion_row(lesion: Lesion) -> dict[str, str]:
+    """A row of the table of lesions."""
+    return {
+        "visit": lesion.timepoint_id,
+        "track": lesion.track,
+        "role": role(lesion),
+        "organ": lesion.organ or "",
+        "longest": number(lesion.longest_mm),
+        "short": number(lesion.short_axis_mm),
+        "sd": number(lesion.sd_mm),
+        "volume": number(lesion.volume_mm3 / 1000, 2) if lesion.volume_mm3 is not None else "",
+        "mean": f"{number(lesion.mean, 0)} {lesion.unit}" if lesion.mean is not None else "",
+        "method": lesion.method,
+        "link": number(lesion.confidence, 2),
+    }
+
+
+def caption(track: TrackGrowth) -> str:
+    """Which growth laws fit, and how they are weighed."""
+    fits = track.growth.fits if track.growth else ()
+    weighed = ", ".join(f"{f.curve.name.replace('_', ' ')} {100 * f.weight:.0f} %" for f in fits if f.weight >= 0.05)
+    name = "All lesions together" if track.track == "total" else track.track
+    return f"{name}: {weighed}."
+
+
+def growth_notes(case: Case) -> list[str]:
+    """What growth, forecast and scenarios assume, each said once."""
+    notes: dict[str, None] = {}
+    for track in case.growth:
+        for text in (*track.reasons, *(track.growth.notes if track.growth else ()), *(track.forecast.notes if track.forecast else ())):
+            notes[text] = None
+    return list(notes)
+
+
+def span(case: Case) -> str:
+    """Days between the first and the last visit."""
+    days = [v.timepoint.day for v in case.visits]
+    return f"{max(days) - min(days):g}"
+
+
+def drawn(case: Case) -> list[TrackGrowth]:
+    """Whose growth is drawn: all together, then the largest."""
+    known = [g for g in case.growth if g.growth is not None]
+    known.sort(key=lambda g: (g.track != "total", -max(v or 0 for v in g.volumes_mm3)))
+    return known[:MOST_PLOTS]
+
+
+def scenarios(case: Case) -> TrackGrowth | None:
+    """All lesions together, where there is more than one scenario to draw."""
+    return next((g for g in case.growth if g.track == "total" and len(g.scenarios) > 1), None)
+
+
+def volumetric(case: Case) -> str:
+    """The response by volume, in a line."""
+    told = ", ".join(f"day {r.day:g} {r.category}" for r in case.responses.get("volumetric", ()))
+    if not told:
+        return ""
+    return f"By volume: {told}. There is no standard for volumes; limits are those of a ball whose diameter falls by 30 % or grows by 20 %."
+
+
+def notes(case: Case) -> list[str]:
+    """What its reader should know."""
+    return [*case.notes, *(f"{v.timepoint.timepoint_id}: {n}" for v in case.visits for n in v.notes), *growth_notes(case)]

@@ -1,0 +1,252 @@
+"""What a clinic takes from `isocenter track`: every format is read again by somebody else's program, and none names the patient unasked."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from isocenter.analysis.case import Case
+from isocenter.analysis.report import formats
+from isocenter.analysis.report.told import Told
+from isocenter.cli import app
+from isocenter.core.errors import UsageError
+from isocenter.core.settings import Settings
+from isocenter.io import visits
+from isocenter.service import Service
+from isocenter.trackservice import TrackOptions, told, track
+from tests.dicom_study import ACCESSION, NAME, NUMBER, write_dicom_study
+
+#: What must be nowhere unless it was asked for.
+SECRETS = [NAME, NAME.split("^")[0], NUMBER, ACCESSION, "Dodgson", "Christ Church", "Wonderland", "18520504", "1852-05-04"]
+VISITS = ("visit-1", "visit-2", "visit-3")
+
+
+@pytest.fixture(scope="module")
+def service(home: Path) -> Iterator[Service]:
+    made = Service(Settings(home=home))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dicom_study(tmp_path_factory.mktemp("dicom") / "study")
+
+
+@pytest.fixture(scope="module")
+def done(study: Path, service: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
+    out = tmp_path_factory.mktemp("out")
+    return out, track(service, study, out, options=TrackOptions(register=False, formats=("all",)))
+
+
+def ready(service: Service, study: Path, done: tuple[Path, Case], **options: Any) -> Told:
+    return told(service, visits.read(study, service.settings), done[1], done[0], options=TrackOptions(register=False, **options))
+
+
+def groups(path: Path) -> tuple[Any, Any]:
+    """A report as highdicom reads it: the dataset and its content."""
+    dataset = highdicom.sr.Comprehensive3DSR.from_dataset(pydicom.dcmread(path))
+    return dataset, highdicom.sr.MeasurementReport.from_sequence([dataset])
+
+
+def test_every_format_writes_its_files(done: tuple[Path, Case]) -> None:
+    files = {p.relative_to(done[0]).as_posix() for p in done[0].rglob("*") if p.is_file() and "processed" not in p.parts}
+    dicom = {f"dicom/{v}_{kind}.dcm" for v in VISITS for kind in ("seg", "sr")}
+    assert files == {"case.json", "measurements.csv", "report.html", "report.pdf", "fhir.json"} | dicom
+
+
+def test_nobody_is_named_unasked(done: tuple[Path, Case]) -> None:
+    for file in (p for p in done[0].rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        if file.suffix == ".dcm":
+            data = str(pydicom.dcmread(file)).encode() + data
+        if file.suffix == ".pdf":
+            continue  # its streams are compressed; the words are those of the page
+        for secret in SECRETS:
+            assert secret.encode() not in data, f"{file.name} says {secret}"
+
+
+def test_a_report_holds_the_measurements(done: tuple[Path, Case]) -> None:
+    case = done[1]
+    for name in VISITS:
+        dataset, content = groups(done[0] / "dicom" / f"{name}_sr.dcm")
+        segmentation = pydicom.dcmread(done[0] / "dicom" / f"{name}_seg.dcm")
+        assert dataset.PatientID == "alice"
+        by_track = {lesion.track: lesion for lesion in case.at(name)}
+        space = content.get_volumetric_roi_measurement_groups()
+        assert {g.tracking_identifier for g in space} == set(by_track)
+        for group in space:
+            lesion = by_track[group.tracking_identifier]
+            (volume,) = group.get_measurements(name=pydicom.sr.codedict.codes.SCT.Volume)
+            assert volume.value == pytest.approx(lesion.volume_mm3, abs=1e-3)
+            assert volume.unit.value == "mm3"
+            assert group.finding_sites[0].value.value == "10200004"
+            assert group.referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
+        plane = {g.tracking_identifier: g for g in content.get_image_measurement_groups()}
+        for identifier, lesion in by_track.items():
+            (long,) = plane[identifier].get_measurements(name=pydicom.sr.codedict.codes.SCT.LongAxis)
+            (short,) = plane[identifier].get_measurements(name=pydicom.sr.codedict.codes.SCT.ShortAxis)
+            assert (long.value, short.value) == pytest.approx((lesion.longest_mm, lesion.short_axis_mm), abs=1e-3)
+        response = plane["RECIST 1.1"]
+        said = {e.name.value: e.value.value for e in response.get_qualitative_evaluations()}
+        known = next(
+            (r for r in case.responses["recist_1.1"] if r.day == next(v.timepoint.day for v in case.visits if v.timepoint.timepoint_id == name)), None
+        )
+        assert said.get("112048") == ({"SD": "C18213", "PR": "C18058", "PD": "C35571"}[str(known.category)] if known else None)
+
+
+def test_a_caliper_is_as_long_as_its_figure(done: tuple[Path, Case], study: Path) -> None:
+    """The line that a viewer draws on the slice that the report names, in that slice's own pixels, has the length in mm."""
+    sources = {str(d.SOPInstanceUID): d for d in (pydicom.dcmread(f, stop_before_pixels=True) for f in (study / "visit-1").iterdir())}
+    _, content = groups(done[0] / "dicom" / "visit-1_sr.dcm")
+    lines = 0
+    for group in content.get_image_measurement_groups():
+        for measurement in group.get_measurements():
+            if measurement.unit.value != "mm" or not (coordinates := measurement.referenced_coordinates):
+                continue
+            (row, column) = (
+                float(v) for v in sources[str(coordinates[0].ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID)].PixelSpacing
+            )
+            a, b = np.array(coordinates[0].GraphicData).reshape(2, 2)
+            assert np.hypot((a[0] - b[0]) * column, (a[1] - b[1]) * row) == pytest.approx(measurement.value, abs=0.01)
+            lines += 1
+    assert lines == 4
+
+
+def test_a_caliper_lies_on_its_lesion(done: tuple[Path, Case]) -> None:
+    """Middle of the long axis of each lesion, through the slice's own geometry, against the lesion's centre in the patient."""
+    segmentation = highdicom.seg.Segmentation.from_dataset(pydicom.dcmread(done[0] / "dicom" / "visit-2_seg.dcm"))
+    whole = segmentation.get_volume(combine_segments=True, allow_missing_positions=True)
+    for number, lesion in enumerate(done[1].at("visit-2"), start=1):
+        index = np.argwhere(whole.array == number)
+        centre = (whole.affine @ np.append(index.mean(axis=0), 1))[:3]
+        assert centre == pytest.approx(lesion.centroid_lps_mm, abs=1e-3)
+        description = segmentation.SegmentSequence[number - 1]
+        assert description.TrackingID == lesion.track
+        assert description.AnatomicRegionSequence[0].CodeMeaning == "Liver"
+
+
+def test_a_lesion_is_one_over_all_visits(done: tuple[Path, Case]) -> None:
+    uids = []
+    for name in VISITS:
+        segmentation = pydicom.dcmread(done[0] / "dicom" / f"{name}_seg.dcm")
+        uids.append({s.TrackingID: s.TrackingUID for s in segmentation.SegmentSequence})
+    assert uids[0] == uids[1] == uids[2]
+    assert len(set(uids[0].values())) == 2
+
+
+@pytest.mark.skipif(shutil.which("dsrdump") is None, reason="needs dsrdump (dcmtk)")
+def test_dcmtk_reads_the_reports(done: tuple[Path, Case]) -> None:
+    for name in VISITS:
+        ran = subprocess.run(["dsrdump", "+Pc", str(done[0] / "dicom" / f"{name}_sr.dcm")], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "Comprehensive 3D SR Document" in ran.stdout
+        assert "Long axis" in ran.stdout
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy (dicom3tools)")
+def test_the_objects_are_what_the_standard_wants(done: tuple[Path, Case]) -> None:
+    for file in sorted((done[0] / "dicom").iterdir()):
+        ran = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, check=False)
+        assert "Error" not in ran.stderr, ran.stderr
+
+
+def test_the_bundle_is_fhir(done: tuple[Path, Case]) -> None:
+    from fhir.resources.R4B.bundle import Bundle
+
+    text = (done[0] / "fhir.json").read_text()
+    bundle = Bundle.model_validate_json(text)
+    assert bundle.type == "transaction"
+    plain = json.loads(text)
+    resources = {entry["fullUrl"]: entry["resource"] for entry in plain["entry"]}
+    kinds = [r["resourceType"] for r in resources.values()]
+    assert kinds.count("Observation") == len(done[1].lesions) + 2
+    assert kinds.count("ImagingStudy") == 3
+    (report,) = (r for r in resources.values() if r["resourceType"] == "DiagnosticReport")
+    assert len(report["result"]) == kinds.count("Observation")
+
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("reference"), str):
+                yield node["reference"]
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    assert set(references(plain)) <= set(resources), "every reference leads to an entry of the bundle"
+    sizes = [r for r in resources.values() if r.get("code", {}).get("coding", [{}])[0].get("code") == "21889-1"]
+    longest = sorted(c["valueQuantity"]["value"] for r in sizes for c in r["component"] if c["code"]["coding"][0]["code"] == "33728-7")
+    assert longest == pytest.approx(sorted(lesion.longest_mm or 0 for lesion in done[1].lesions), abs=1e-3)
+    assert {c["valueQuantity"]["code"] for r in sizes for c in r["component"]} == {"mm", "mm3", "[hnsf'U]"}
+
+
+def test_the_pdf_says_what_the_page_says(done: tuple[Path, Case], service: Service, study: Path) -> None:
+    data = (done[0] / "report.pdf").read_bytes()
+    assert data.startswith(b"%PDF-")
+    assert data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") >= 2
+    again = formats.one_file(ready(service, study, done), "pdf")
+    assert again.data == data, "the same case gives the same file"
+    if shutil.which("pdftotext"):
+        words = subprocess.run(["pdftotext", "-layout", str(done[0] / "report.pdf"), "-"], capture_output=True, text=True, check=True).stdout
+        assert "Research use only" in words
+        for lesion in done[1].lesions:
+            assert f"{lesion.longest_mm:.1f}" in words
+        assert not any(secret in words for secret in SECRETS)
+
+
+def test_one_file_of_several_is_an_archive(done: tuple[Path, Case], service: Service, study: Path) -> None:
+    made = formats.one_file(ready(service, study, done), "sr")
+    assert (made.name, made.media_type) == ("sr.zip", "application/zip")
+    with zipfile.ZipFile(io.BytesIO(made.data)) as archive:
+        assert sorted(archive.namelist()) == sorted(f"{v}_{kind}.dcm" for v in VISITS for kind in ("seg", "sr"))
+    page = formats.one_file(ready(service, study, done), "html")
+    assert (page.name, page.media_type) == ("report.html", "text/html")
+
+
+def test_who_asks_gets_the_patient(done: tuple[Path, Case], service: Service, study: Path) -> None:
+    asked = ready(service, study, done, identity=True)
+    for name in ("json", "html", "fhir"):
+        text = formats.one_file(asked, name).data.decode()
+        assert "Liddell" in text, name
+        assert NUMBER in text, name
+        assert "1852-05-04" in text, name
+    with zipfile.ZipFile(io.BytesIO(formats.one_file(asked, "sr").data)) as archive:
+        for file in archive.namelist():
+            dataset = pydicom.dcmread(io.BytesIO(archive.read(file)))
+            assert (dataset.PatientID, str(dataset.PatientName), dataset.AccessionNumber) == (NUMBER, NAME, ACCESSION)
+    from fhir.resources.R4B.bundle import Bundle
+
+    Bundle.model_validate_json(formats.one_file(asked, "fhir").data)
+
+
+def test_a_scan_that_is_no_dicom_has_no_dicom_objects(service: Service, tmp_path: Path) -> None:
+    from isocenter.demo.patient import write_study
+
+    write_study(tmp_path / "study", shape=(32, 48, 48), masks=True)
+    told_json = json.loads((tmp_path / "study" / "study.json").read_text())
+    del told_json["visits"][1:]
+    (tmp_path / "study" / "study.json").write_text(json.dumps(told_json))
+    with pytest.raises(UsageError, match="no visit has any"):
+        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(register=False, formats=("sr",)))
+    with pytest.raises(UsageError, match="no scan says who the patient is"):
+        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(register=False, identity=True))
+
+
+def test_an_unknown_format_stops_before_any_work(study: Path, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["track", str(study), "-o", str(tmp_path / "out"), "--format", "docx"])
+    assert ran.exit_code == 2
+    assert not (tmp_path / "out").exists()
