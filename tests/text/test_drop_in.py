@@ -18,12 +18,13 @@ from tests.http.conftest import free_port
 SOURCE = Path(__file__).parent.parent.parent / "src"
 
 
-@pytest.mark.parametrize("how", ["uvicorn", "script", "module"])
+@pytest.mark.parametrize("how", ["uvicorn", "script", "folder", "module"])
 def test_starts(how: str, tmp_path: Path) -> None:
     port = free_port()
     command = {
         "uvicorn": ["-m", "uvicorn", "gpu_service:app", "--port", str(port)],
         "script": [str(SOURCE / "gpu_service.py")],
+        "folder": [str(SOURCE.parent / "gpu_service.py")],
         "module": ["-m", "gpu_service"],
     }[how]
     env = {**os.environ, "ISOCENTER_HOME": str(tmp_path), "ISOCENTER_PORTS": str(port), "TORCH_DEVICE": "cpu"}
