@@ -67,6 +67,7 @@ class Tissue:
 
         straight = reorient(volume.array, volume.grid)
         scene = self._scene(volume, run)
+        least = int(np.count_nonzero(np.arange(256) / 255 <= threshold))
         findings: list[Finding] = []
         done: dict[str, Finding] = {}
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
@@ -75,7 +76,7 @@ class Tissue:
                 place = PLACES[name](scene)
                 straight_p = render(scene.working, place, straight, run.check)
                 probability = np.ascontiguousarray(restore(straight_p, volume.grid), np.uint8)
-                mask = (np.arange(256) / 255 > threshold).astype(np.uint8)[probability]
+                mask = (probability >= least).view(np.uint8)
                 notes: tuple[str, ...] = ()
                 if scene.floor_hu is not None and name in NEED_AIR:
                     notes = (f"the values are cut off at {scene.floor_hu:.0f} HU, so that air and lung cannot be told from the surroundings",)
