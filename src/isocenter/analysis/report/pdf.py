@@ -182,7 +182,7 @@ def _lesions(told: Told) -> Iterator[Any]:
             [_image(shot.png, edge, edge) if shot.png else Spacer(edge, edge), _text(f"{shot.visit}: {shot.text}", 6.3, _MUTED)]
             for shot in track.shots
         ]
-        cells += [[""]] * (-len(cells) % _SHOTS_A_ROW)
+        cells += [[]] * (-len(cells) % _SHOTS_A_ROW)
         style = [("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0), ("RIGHTPADDING", (0, 0), (-1, -1), 6)]
         widths = [_WIDTH / _SHOTS_A_ROW] * _SHOTS_A_ROW
         strips = [Table([cells[k : k + _SHOTS_A_ROW]], colWidths=widths, style=style) for k in range(0, len(cells), _SHOTS_A_ROW)]
