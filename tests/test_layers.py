@@ -18,7 +18,7 @@ RANKS = [
     {"io", "store"},
     {"models", "runtime"},
     {"analysis", "jobs"},
-    {"service", "textservice", "trackservice"},
+    {"service", "textservice", "trackservice", "narrateservice"},
     {"jobservice", "patients"},
     {"http", "cli", "demo", "api", "__main__"},
 ]

@@ -33,6 +33,17 @@ _SHARED = re.compile(rf"\s*(?:to|and|or|by|x|×|-|–)\s*[-+−]?\d+(?:[.,]\d+)?
 _UNITS = {"mm³": "mm3", "mm^3": "mm3", "mm²": "mm2", "mm^2": "mm2", "percent": "%", "days": "day", "weeks": "week", "": ""}
 #: A change below this, in percent of a diameter or volume, is none.
 _STILL = 10.0
+#: Numbers in words, before what is counted.
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_COUNTED = re.compile(rf"\b({'|'.join(_WORDS)})(?=(?:\s+[a-z-]+)?\s+(?:lesions?|scans?|visits?|targets?|nodes?)\b)", re.I)
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+_ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})\s+(?:visit|scan)\b", re.I)
+_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
+#: "doubled", by how much a volume or a diameter must then have changed, within a tenth.
+_FACTORS = {2.0: r"doubled|twofold|two-fold", 3.0: r"tripled|threefold|three-fold", 0.5: r"halved|by half"}
+_AHEAD = re.compile(r"forecast|predict|expect|project|interval|would|scenario|likely", re.I)
+_NO_NEW = re.compile(r"\b(?:no|without|not any)\s+(?:\w+\s+){0,2}new\s+(?:\w+\s+)?lesions?", re.I)
+_NEW = re.compile(r"\bnew\s+(?:\w+\s+)?lesions?", re.I)
 
 
 @dataclass(frozen=True)
@@ -52,16 +63,22 @@ class Grounded:
     problems: tuple[Problem, ...]
     repaired: bool
     refused: bool
+    sentences: int = 0
 
 
 @dataclass(frozen=True)
 class _Fact:
-    """A number of the case. unit as in the text; lesion and visit that it belongs to, "" for the whole."""
+    """A number of the case. unit as in the text; lesion and visit that it belongs to, "" for the whole.
+
+    scenario: what-if that it belongs to, which the sentence must name. ahead: a forecast, which the sentence must call one.
+    """
 
     value: float
     unit: str
     lesion: str = ""
     visit: str = ""
+    scenario: str = ""
+    ahead: bool = False
 
 
 def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
@@ -71,30 +88,53 @@ def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
     bad = {p.sentence for p in problems}
     kept = [s for s in sentences if s not in bad]
     refused = not kept or len(kept) < least * len(sentences)
-    return Grounded("" if refused else " ".join(kept), tuple(problems), bool(bad) and not refused, refused)
+    return Grounded("" if refused else " ".join(kept), tuple(problems), bool(bad) and not refused, refused, len(sentences))
 
 
 def check(sentence: str, case: Case) -> list[Problem]:
     """What one sentence says that the case does not hold."""
     found: list[Problem] = []
-    lesions = re.findall(r"\bL\d+\b", sentence)
+    lesions = re.findall(r"\bL\d+\b", sentence) + [f"L{n}" for n in re.findall(r"\blesion\s+(?:number\s+|no\.\s*|#\s*)?(\d+)\b", sentence, re.I)]
     visits = [v.timepoint.timepoint_id for v in case.visits]
     named = [v for v in visits if re.search(rf"(?<![\w-]){re.escape(v)}(?![\w-])", sentence)]
     found += [Problem(sentence, "lesion", name) for name in lesions if name not in case.graph.tracks]
     for name in re.findall(r"\bvisit[- ]?\d+\b", sentence, re.I):
         if name.lower().replace(" ", "-") not in [v.lower() for v in visits]:
             found.append(Problem(sentence, "visit", name))
+    for word in _ORDINAL.findall(sentence):
+        place = _ORDINALS.index(word.lower())
+        if place < len(visits):
+            named.append(visits[place])
+        else:
+            found.append(Problem(sentence, "visit", f"{word} visit"))
+    dates = {v.timepoint.scan_date.isoformat(): v.timepoint.timepoint_id for v in case.visits if v.timepoint.scan_date}
+    for day in _DATE.findall(sentence):
+        if day in dates:
+            named.append(dates[day])
+        else:
+            found.append(Problem(sentence, "visit", day))
+    fresh = any(lesion.is_new for lesion in case.lesions)
+    denied, claimed = _NO_NEW.search(sentence), _NEW.search(sentence)
+    if (denied and fresh) or (claimed and not denied and not fresh and not re.search(r"\b(if|whether|would)\b", sentence, re.I)):
+        found.append(Problem(sentence, "lesion", "new lesions"))
     organs = " ".join(lesion.organ or "" for lesion in case.lesions).lower()
     found += [Problem(sentence, "side", side) for side in re.findall(r"\b(?:left|right|bilateral)\b", sentence.lower()) if side not in organs]
     found += _numbers(sentence, case, set(lesions), set(named))
     found += _categories(sentence, case, named)
     found += _trend(sentence, case, lesions)
+    found += _factors(sentence, case, lesions)
     return found
 
 
 def _numbers(sentence: str, case: Case, lesions: set[str], visits: set[str]) -> list[Problem]:
     known = facts(case)
-    plain = re.sub(r"\bL\d+\b|RECIST 1\.1|RANO|iRECIST", " ", sentence)
+    plain = re.sub(r"\bL\d+\b|\blesion\s+(?:number\s+|no\.\s*|#\s*)?\d+\b|RECIST 1\.1|RANO|iRECIST", " ", sentence)
+    plain = _DATE.sub(" ", plain)
+    named = {name for name in _scenarios(case) if re.search(re.escape(name).replace("_", "[_ -]"), plain, re.I)}
+    for name in named:
+        plain = re.sub(re.escape(name).replace("_", "[_ -]"), " ", plain, flags=re.I)
+    known = [f for f in known if (not f.scenario or f.scenario in named) and (not f.ahead or _AHEAD.search(sentence))]
+    plain = _COUNTED.sub(lambda m: str(_WORDS.index(m[1].lower())), plain)
     for visit in sorted((v.timepoint.timepoint_id for v in case.visits), key=len, reverse=True):
         plain = plain.replace(visit, " ")
     problems = []
@@ -103,8 +143,8 @@ def _numbers(sentence: str, case: Case, lesions: set[str], visits: set[str]) -> 
         text, unit = match[1].replace("−", "-").replace(",", "."), (match[2] or (shared[1] if shared else "")).lower()
         unit = "mm" if unit.startswith("millimet") else "ml" if unit.startswith("millilit") else _UNITS.get(unit, unit)
         before = plain[: match.start()].rstrip().lower()
-        if not unit and before.endswith("day"):
-            unit = "day"
+        if not unit and re.search(r"\b(days?|weeks?)$", before):
+            unit = "week" if re.search(r"weeks?$", before) else "day"
         if not any(_same(text, unit, fact, lesions, visits) for fact in known):
             problems.append(Problem(sentence, "number", match[0].strip()))
     return problems
@@ -166,9 +206,36 @@ def facts(case: Case) -> list[_Fact]:
         found += [_Fact(100 * (b / a - 1), "%", lesion) for (_, a), (_, b) in pairs]
         if track.forecast is not None:
             path = track.forecast
-            found += [_Fact(100 * path.level, "%"), *(_Fact(float(d), "day") for d in path.days)]
-            found += [_Fact(float(v) / 1000, "ml", lesion) for curve in (path.median_mm3, path.low_mm3, path.high_mm3) for v in curve]
+            found += [_Fact(100 * path.level, "%", ahead=True), *(_Fact(float(d), "day", ahead=True) for d in path.days)]
+            curves = (path.median_mm3, path.low_mm3, path.high_mm3)
+            found += [_Fact(float(v) / 1000, "ml", lesion, ahead=True) for curve in curves for v in curve]
+        for scenario in track.scenarios:
+            # What a scenario comes to; every point of its curve would let nearly any volume pass.
+            ends = (scenario.median_mm3[-1], scenario.low_mm3[-1], scenario.high_mm3[-1])
+            found += [_Fact(float(v) / 1000, "ml", lesion, scenario=scenario.name) for v in ends]
+            found += [_Fact(100 * scenario.level, "%", scenario=scenario.name), _Fact(float(scenario.days[-1]), "day", scenario=scenario.name)]
     return found
+
+
+def _scenarios(case: Case) -> set[str]:
+    return {s.name for track in case.growth for s in track.scenarios}
+
+
+def _factors(sentence: str, case: Case, lesions: list[str]) -> list[Problem]:
+    """What says "doubled" and the like: some two visits of what is named must bear it out."""
+    problems = []
+    for factor, words in _FACTORS.items():
+        if not re.search(rf"\b(?:{words})\b", sentence, re.I):
+            continue
+        tracks = set(lesions) or {"total"}
+        series = [[v for v in g.volumes_mm3 if v] for g in case.growth if g.track in tracks]
+        for track in set(lesions):
+            series.append([k.longest_mm for k in case.lesions if k.track == track and k.longest_mm])
+        series.append([r.sum for r in case.responses.get("recist_1.1", ()) if r.sum])
+        ratios = [b / a for values in series for i, a in enumerate(values) for b in values[i + 1 :]]
+        if not any(abs(r / factor - 1) <= 0.1 for r in ratios):
+            problems.append(Problem(sentence, "trend", words.split("|", 1)[0]))
+    return problems
 
 
 def _categories(sentence: str, case: Case, visits: Iterable[str]) -> list[Problem]:
