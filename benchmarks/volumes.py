@@ -154,13 +154,13 @@ def _many(place: Path, classes: int, patch: int) -> Path:
 
 
 def classes() -> None:
-    """104 classes of 256 x 256 x 192: peak memory of the whole call and of MONAI with argmax, beside the time."""
+    """104 classes of 256³: peak memory of the whole call and of MONAI with argmax, beside the time."""
     for who in ("isocenter", "monai"):
         _child("classes-" + who)
 
 
 def _classes_child(who: str) -> None:
-    array = np.random.default_rng(0).integers(0, 255, (192, 256, 256)).astype(np.uint8)
+    array = np.random.default_rng(0).integers(0, 255, (256, 256, 256)).astype(np.uint8)
     with tempfile.TemporaryDirectory() as place:
         folder = _many(Path(place), 104, 96)
         if who == "isocenter":

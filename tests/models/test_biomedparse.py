@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,24 @@ def test_a_process_that_hangs_or_dies(model: BiomedParse, monkeypatch: pytest.Mo
     assert child._process is None
     with pytest.raises(MemoryLimitError, match="memory"):
         model.find(volume, ["memory"])
+
+
+def test_a_call_that_takes_too_long_is_ended_from_another_thread(model: BiomedParse) -> None:
+    volume, _ = block("LPS")
+    model.find(volume, ["bright"])
+    child = model._child
+    assert child is not None
+    process = child._process
+    assert process is not None
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(model.find, volume, ["hang"])
+        while not waits.done():
+            model.abort()
+            time.sleep(0.05)
+        with pytest.raises(ModelError, match="ended unexpectedly"):
+            waits.result(60)
+    assert process.returncode is not None
+    assert model.find(volume, ["bright"])[0].mask.any(), "in a new process"
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

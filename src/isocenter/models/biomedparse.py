@@ -148,6 +148,12 @@ class BiomedParse:
             self._child.stop()
             self._child = None
 
+    def abort(self) -> None:
+        """End the process from another thread: the call that runs fails, and its memory is back."""
+        child = self._child
+        if child is not None:
+            child.kill()
+
     def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, run: Run = QUIET) -> list[Finding]:
         """One finding a prompt, in order. Raises `UsageError` for a prompt that is empty or far too long."""
         from isocenter.models._biomedparse import picture

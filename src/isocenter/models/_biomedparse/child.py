@@ -76,6 +76,12 @@ class Child:
             raise self._gone()
         return head, answer
 
+    def kill(self) -> None:
+        """End it from another thread; the call that waits for it fails and puts the rest away."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def stop(self) -> None:
         """Kill it, if it is there."""
         process, self._process = self._process, None
