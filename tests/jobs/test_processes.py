@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import sqlalchemy as sa
 
 from isocenter.core.phantom import phantom
@@ -204,6 +205,43 @@ def _clicks_whichever_is_asked(address: str) -> None:
     said.remove(key)
     assert said[0].startswith("404 ")
     assert "always to the same one" in said[0]
+
+
+def test_a_database_that_is_away_at_the_start_is_waited_for(tmp_path: Path, postgres: servers.Postgres) -> None:
+    """Meanwhile the server lives, is not ready, and says why; one that may not wait ends with a sentence and 1."""
+    env = {"DATABASE_URL": new_database(postgres), "ISOCENTER_HOME": str(tmp_path), "ISOCENTER_DECODERS": "0", "ISOCENTER_MIN_FREE_BYTES": "0"}
+    logs, port = [tmp_path / "patient", tmp_path / "impatient", tmp_path / "worker"], free_port()
+    address = f"http://127.0.0.1:{port}"
+    postgres.kill()
+    try:
+        patient = start(logs[0], "serve", "--port", str(port), **env, ISOCENTER_DATABASE_WAIT="600")
+        try:
+            impatient = start(logs[1], "serve", "--port", str(free_port()), **env, ISOCENTER_DATABASE_WAIT="0.1")
+            worker = start(logs[2], "worker", "--concurrency", "1", **env, ISOCENTER_DATABASE_WAIT="0.1")
+            for process, log in ((impatient, logs[1]), (worker, logs[2])):
+                assert process.wait(120) == 1, log.read_text()
+                assert log.read_text().splitlines()[-1].startswith("Error: the database cannot be reached"), log.read_text()
+                assert "Traceback" not in log.read_text()
+            until(lambda: _up(address), logs[0])
+            for path in ("/readyz", "/api/v1/jobs", "/api/v1/studies"):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    ask(address, path)
+                assert refused.value.code == 503
+                assert b"database" in refused.value.read()
+        finally:
+            postgres.start()
+        wait_until_ready(address, patient, logs[0])
+        assert ask(address, "/api/v1/jobs")["count"] == 0
+        patient.terminate()
+        assert patient.wait(60) == 0, logs[0].read_text()
+        assert "Traceback" not in logs[0].read_text()
+    finally:
+        patient.kill()
+        patient.wait()
+    wrong = start(logs[1], "serve", "--port", "1", **{**env, "DATABASE_URL": "mysql://somebody:secret@nowhere/x"})
+    assert wrong.wait(60) == 2
+    assert "DATABASE_URL must begin" in logs[1].read_text()
+    assert "secret" not in logs[1].read_text()
 
 
 def test_two_processes_under_one_parent(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def worker(device: Device = "cpu", concurrency: Concurrency = None, queue: Queue
     count = concurrency or chosen.job_workers or (2 if role_of(device) == "cpu" else 1)
     providers = chosen.effective_onnx_providers  # finding out writes the lines that the documented check greps for
     structlog.get_logger("isocenter.jobs").info("Waiting for jobs", device=device, queue=role, processes=count, onnx=providers)
+    if chosen.redis_url is not None or count > 1:
+        from isocenter.jobs.backend import Backend
+
+        Backend(chosen, patience=chosen.database_wait).close()  # before there are processes that would each say that it is away
     if chosen.redis_url is not None:
         from isocenter.jobs import celery_app
 
@@ -86,7 +90,7 @@ def _work(device: str, role: str) -> None:
     from isocenter.jobs.processes import run_until_stopped
 
     chosen = settings(device=device)
-    backend = Backend(chosen)
+    backend = Backend(chosen, patience=chosen.database_wait)
     made = backend.worker(_handler(device), device=device, role=role, stuck=lambda: os._exit(70))
     run_until_stopped(made.start, lambda: made.stop(chosen.job_drain))
     backend.close()

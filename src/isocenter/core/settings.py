@@ -177,6 +177,11 @@ class Settings(Limits):
         validation_alias=_also("database_url", "DATABASE_URL"),
         description="Where records lie: `postgresql://user:password@host/name` or `sqlite:///path`. Default: `isocenter.db` in the home folder.",
     )
+    database_wait: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds for which a server or worker that starts waits for a database that does not answer; then it ends with an error.",
+    )
     postgres_server: str | None = Field(
         None, validation_alias=_also("postgres_server", "POSTGRES_SERVER"), description="PostgreSQL's host, where `DATABASE_URL` is not set."
     )

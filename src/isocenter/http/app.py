@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import signal
+import time
 from collections.abc import AsyncIterator
 
 import structlog
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from isocenter.core.errors import StoreError
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
 from isocenter.http import biomedparse, errors, idle, inference, jobs, monailabel, native, operations, studies, system, text
@@ -24,6 +28,8 @@ from isocenter.service import Service
 from isocenter.textservice import TextService
 
 log = structlog.get_logger("isocenter")
+#: Seconds for which the database is waited for before the server answers without it.
+_AT_ONCE = 1.0
 LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
@@ -35,7 +41,9 @@ def create_app(settings: Settings) -> FastAPI:
         context = app.state.context = Context(Service(settings))
         app.state.metrics.runtime.watch(context.service.runtime)
         app.state.text = TextService(settings, reserve=context.service.runtime.reserve)
-        desk = app.state.jobs = await asyncio.to_thread(JobDesk, settings, context.service)
+        desk = app.state.jobs = JobDesk(settings, context.service)
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(desk.open, _AT_ONCE)
         log.info(f"Using Models: {list(monailabel.entries(context.service.models()))}")
         if settings.decoders:
             await context.read(lambda: pixels.start(settings.decoders, settings))
@@ -44,6 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
             asyncio.create_task(_sweep(context, desk, settings.artifact_sweep)),
             asyncio.create_task(desk.tidy()),
         ]
+        if not desk.opened:
+            background.append(asyncio.create_task(_opened(app, desk)))
         if settings.idle_exit is not None:
             background.append(asyncio.create_task(idle.watch(app.state.idle, settings.idle_exit, lambda: bool(desk.worker and desk.worker.busy))))
         try:
@@ -66,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.metrics = operations.Metrics()
+    app.state.stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
     errors.install(app)
     # The texts' routes first: theirs are the smallest requests, and routes are looked through in this order.
     app.include_router(text.router)
@@ -95,6 +106,27 @@ def create_app(settings: Settings) -> FastAPI:
         expose_headers=["Content-Disposition", *(f"X-Isocenter-{name}" for name in ("Model", "Version", "Weights", "Provenance"))],
     )
     return app
+
+
+async def _opened(app: FastAPI, desk: JobDesk) -> None:
+    """Wait for a database that was away when the server started; end the server where it stays away."""
+    log.warning("the database cannot be reached; waiting for it", seconds=desk.settings.database_wait)
+    until = time.monotonic() + desk.settings.database_wait
+    while not desk.opened:
+        try:
+            await asyncio.to_thread(desk.open, _AT_ONCE)
+        except StoreError as error:
+            if time.monotonic() > until:
+                app.state.failed = StoreError(f"{error.message}; see DATABASE_URL and POSTGRES_*, or have ISOCENTER_DATABASE_WAIT wait longer")
+                app.state.stop()
+                return
+            await asyncio.sleep(0.5)
+        except Exception as error:  # a schema that cannot be brought up to date, say
+            log.error("the job table cannot be opened", error=type(error).__name__, exc_info=error)
+            app.state.failed = StoreError("the job table cannot be opened; the log says more")
+            app.state.stop()
+            return
+    log.info("the database answers")
 
 
 async def _warm(app: FastAPI) -> None:

@@ -26,29 +26,55 @@ _FRESH, _ROUND = 2.0, 2.0
 
 
 class JobDesk:
-    """Opened when the server starts. draining: told to stop, takes nothing new."""
+    """Made when the server starts; open once its database answers. draining: told to stop, takes nothing new."""
 
     def __init__(self, settings: Settings, service: Service) -> None:
         self.settings = settings
         self.service = service
-        self.backend = Backend(settings)
-        self.studies = Studies(self.backend, settings)
         self.draining = False
         self.worker: Worker | None = None
-        slots = settings.job_workers if settings.job_workers is not None else (0 if settings.redis_url else 1)
-        if slots:
-            device = next((d for d in service.runtime.devices if d != "cpu"), "cpu")
-            self.worker = self.backend.worker(jobservice.handler(service), device=device, slots=slots)
-            self.worker.start()
+        self._backend: Backend | None = None
+        self._closed = False
+        self._opening = threading.Lock()
         self._checked = (0.0, True)
         self._lock = threading.Lock()
+
+    @property
+    def backend(self) -> Backend:
+        """What stands behind it. Raises `StoreError` as long as the database has not answered."""
+        if self._backend is None:
+            raise StoreError("the database cannot be reached yet; try again in a moment")
+        return self._backend
+
+    @property
+    def studies(self) -> Studies:
+        """The studies. Raises as `backend` does."""
+        return Studies(self.backend, self.settings)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the database has answered."""
+        return self._backend is not None
+
+    def open(self, patience: float) -> None:
+        """Open the stores, and begin to work. Raises `StoreError` where the database does not answer within `patience` seconds."""
+        with self._opening:
+            if self._backend is not None or self._closed:
+                return
+            settings, backend = self.settings, Backend(self.settings, patience=patience)
+            slots = settings.job_workers if settings.job_workers is not None else (0 if settings.redis_url else 1)
+            if slots:
+                device = next((d for d in self.service.runtime.devices if d != "cpu"), "cpu")
+                self.worker = backend.worker(jobservice.handler(self.service), device=device, slots=slots)
+                self.worker.start()
+            self._backend = backend
 
     def writable(self) -> bool:
         """Whether records and files can be written; asked again after a moment."""
         with self._lock:
             at, answer = self._checked
-            if time.monotonic() - at > _FRESH:
-                answer = self.backend.writable
+            if time.monotonic() - at > _FRESH or not self.opened:
+                answer = self.opened and self.backend.writable
                 self._checked = (time.monotonic(), answer)
             return answer
 
@@ -69,6 +95,8 @@ class JobDesk:
 
     def sweep(self) -> None:
         """Remove jobs, uploads and files that are too old or too much."""
+        if not self.opened:
+            return
         try:
             gone = {t.what: t.gone for t in retention.sweep(self.backend) if t.gone}
         except StoreError as error:
@@ -85,9 +113,12 @@ class JobDesk:
 
     def close(self) -> None:
         """End it."""
+        with self._opening:
+            self._closed = True
         if not self.draining:
             self.drain()
-        self.backend.close()
+        if self._backend is not None:
+            self._backend.close()
 
 
 def _desk(request: Request) -> JobDesk:

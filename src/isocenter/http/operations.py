@@ -49,11 +49,15 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """Whether requests should be sent here: 503 until the kernels are compiled, while draining, and where nothing can be stored."""
+    """Whether requests should be sent here. 503 until the kernels are compiled and the database answers, while draining, and
+    where nothing can be stored.
+    """
     desk: JobDesk | None = getattr(request.app.state, "jobs", None)
     status = "ready" if getattr(request.app.state, "ready", False) else "warming up"
     if desk is not None and desk.draining:
         status = "draining"
+    elif desk is not None and not desk.opened:
+        status = "waiting for the database"
     elif desk is not None and status == "ready" and not await asyncio.to_thread(desk.writable):
         status = "the disk is full, or the database or the object store cannot be written to"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)

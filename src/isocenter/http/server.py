@@ -16,8 +16,9 @@ from fastapi import FastAPI
 
 from isocenter.core.errors import UsageError
 from isocenter.core.settings import Settings
-from isocenter.http import logs
+from isocenter.http import logs, protocol
 from isocenter.http.app import create_app
+from isocenter.jobs.backend import check_installed
 
 log = structlog.get_logger("isocenter")
 
@@ -83,15 +84,17 @@ class _Draining(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted. Raises `UsageError` before it listens, `StoreError` where the database stays away."""
     logs.configure(settings)
     check_address(settings)
+    check_installed(settings)
     sockets = listen(settings.host, settings.ports)
     for sock in sockets:
         log.info(f"Listening on http://{settings.host}:{sock.getsockname()[1]}")
     app = create_app(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none")
+    config = uvicorn.Config(app, http=protocol.choose(), log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none")
     server = _Draining(config, app)
+    app.state.stop = lambda: setattr(server, "should_exit", True)
     # uvicorn raises the signal that ended it once more when all is done: to be stopped is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -99,3 +102,5 @@ def run(settings: Settings) -> None:
     finally:
         for sock in sockets:
             sock.close()
+    if (failed := getattr(app.state, "failed", None)) is not None:
+        raise failed

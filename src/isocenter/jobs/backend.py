@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -29,13 +30,20 @@ class Bell(Protocol):
 
 
 class Backend:
-    """Database, queue, objects and bell. Opening brings the database's schema up to date."""
+    """Database, queue, objects and bell. Opening brings the database's schema up to date.
 
-    def __init__(self, settings: Settings) -> None:
+    patience: seconds for which a database is waited for that does not answer; then `StoreError`.
+    """
+
+    def __init__(self, settings: Settings, *, patience: float | None = None) -> None:
         check_installed(settings)
         self.settings = settings
         self.database = Database(url_of(settings))
-        self.database.migrate()
+        try:
+            self.database.migrate(patience=patience)
+        except BaseException:
+            self.database.close()
+            raise
         self.queue = Queue(self.database, lease=settings.job_lease, gpu_reserve=settings.job_gpu_reserve, webhook=settings.webhook_url is not None)
         self.objects: Objects = open_objects(settings)
         self._workers: list[Worker] = []
@@ -99,9 +107,17 @@ class Backend:
         return made
 
     def check(self) -> None:
-        """Raise `StoreError` unless records and files can be written."""
+        """Raise `StoreError` unless records and files can be written, here and in the stores."""
         self.database.check()
         self.objects.check()
+        home = self.settings.home
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(home).free
+        except OSError:
+            raise StoreError("the home folder cannot be written to") from None
+        if free < self.settings.min_free_bytes:
+            raise StoreError("the disk is nearly full")
 
     @property
     def writable(self) -> bool:
@@ -125,7 +141,7 @@ def role_of(device: str) -> str:
 
 
 def check_installed(settings: Settings) -> None:
-    """Raise `UsageError` for a setting that asks for what is not installed."""
+    """Raise `UsageError` for a setting that cannot be meant, or that asks for what is not installed."""
     postgres = url_of(settings).get_backend_name() == "postgresql"
     for asked, module, extra, what in (
         (postgres, "psycopg", "postgres", "PostgreSQL"),

@@ -115,12 +115,12 @@ class Database:
 
     # -- migrations ----------------------------------------------------------------------------------------------------
 
-    def migrate(self, revision: str = "head") -> None:
-        """Bring the schema to `revision`, under a lock, so that several servers may start at once."""
+    def migrate(self, revision: str = "head", *, patience: float | None = None) -> None:
+        """Bring the schema to `revision`, under a lock, so that several servers may start at once. patience: as of `write`."""
         if self.dialect == "sqlite" and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         target = head() if revision == "head" else revision
-        if self.revision() == target:
+        if self.revision(patience=patience) == target:
             return
 
         def upgrade(connection: Connection) -> None:
@@ -137,9 +137,9 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, target)
 
-        self.write(upgrade)
+        self.write(upgrade, patience=patience)
 
-    def revision(self) -> str | None:
+    def revision(self, *, patience: float | None = None) -> str | None:
         """The schema's revision, None for an empty database."""
 
         def look(connection: Connection) -> str | None:
@@ -148,7 +148,7 @@ class Database:
             found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
             return found
 
-        return self.read(look)
+        return self.read(look, patience=patience)
 
 
 def head() -> str:
