@@ -22,6 +22,7 @@ from isocenter.jobs.handler import Handler, JobInput, JobResult, Product
 from isocenter.jobs.studies import Study
 from isocenter.jobs.table import NORMAL, Job, NewJob, Stored
 from isocenter.models.registry import Registry
+from isocenter.patients import job as tracking
 from isocenter.service import Service
 
 KIND = "segment"
@@ -130,9 +131,11 @@ def submit(
 
 
 def handler(service: Service) -> Handler:
-    """What workers are given: runs a segmentation on this service's models."""
+    """What workers are given: segments a scan, or follows a patient, with this service's models."""
 
     def work(given: JobInput, run: Run) -> JobResult:
+        if given.job.kind == tracking.KIND:
+            return tracking.work(service, given, run)
         return _segment(service, given, run)
 
     return work

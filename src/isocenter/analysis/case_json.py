@@ -49,12 +49,13 @@ def as_dict(case: Case) -> dict[str, Any]:
         },
         "best_overall_response": str(case.best_overall) if case.best_overall else None,
         "response_probabilities": [{str(category): p for category, p in c.items()} for c in case.chances],
-        "growth": [_growth_dict(g) for g in case.growth],
+        "growth": [growth_dict(g) for g in case.growth],
         "notes": list(case.notes),
     }
 
 
-def _growth_dict(track: TrackGrowth) -> dict[str, Any]:
+def growth_dict(track: TrackGrowth) -> dict[str, Any]:
+    """Growth of one track as plain data."""
     growth, path = track.growth, track.forecast
     return {
         "track": track.track,

@@ -17,7 +17,22 @@ from starlette.middleware.cors import CORSMiddleware
 from isocenter.core.errors import StoreError
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
-from isocenter.http import biomedparse, errors, idle, inference, jobs, monailabel, native, operations, studies, system, text
+from isocenter.http import (
+    biomedparse,
+    errors,
+    idle,
+    inference,
+    jobs,
+    monailabel,
+    native,
+    operations,
+    patient_cases,
+    patient_stories,
+    patients,
+    studies,
+    system,
+    text,
+)
 from isocenter.http.context import Context
 from isocenter.http.guard import Guard
 from isocenter.http.idle import Idle, IdleClock
@@ -88,6 +103,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(monailabel.router)
     app.include_router(jobs.router)
     app.include_router(studies.router)
+    app.include_router(patients.router)
+    app.include_router(patient_cases.router)
+    app.include_router(patient_stories.router)
     app.include_router(inference.router)
     app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)
     app.include_router(monailabel.router, prefix="/monai", include_in_schema=False)

@@ -58,7 +58,7 @@ def measured_of(rows: Sequence[VisitRow]) -> list[MeasuredVisit]:
     seen = [k for k, v in enumerate(visits) if v.found is not None]
     for before, after in pairwise(seen):
         known = rows[after].registration
-        if known and known.get("keys") == [rows[before].key, rows[after].key]:
+        if known and (known.get("keys") or ())[:2] == [rows[before].key, rows[after].key]:
             visits[before] = trackservice.carried(visits[before], visits[after].timepoint.timepoint_id, known)
     return visits
 

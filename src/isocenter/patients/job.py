@@ -209,16 +209,18 @@ class _Work:
 
     def _register(self) -> None:
         """Neighbouring scans of the whole patient are brought onto each other, where that is not known yet."""
-        if not self._options.register:
+        freedom = self._options.registration
+        if freedom is None:
             return
         rows = self._records.visits(self._patient.id)
         pairs = list(pairwise([r for r in rows if r.measured.get("lesions") is not None]))
         for k, (before, after) in enumerate(pairs):
-            keys = [before.key, after.key]
+            keys = [before.key, after.key, str(freedom)]
             if not (before.measured["lesions"] and after.measured["lesions"]) or (after.registration or {}).get("keys") == keys:
                 continue
             self._run.check(0.7 + 0.2 * k / len(pairs), f"{before.timepoint_id}: bringing it to the next visit")
-            found = trackservice.registration(self._service, self._scan(before), self._scan(after))
+            places = [tuple(lesion["size"]["centroid_lps_mm"]) for lesion in before.measured["lesions"]]
+            found = trackservice.registration(self._service, self._scan(before), self._scan(after), freedom, places, run=self._run)
             self._records.set_registration(self._patient.id, after.timepoint_id, {"keys": keys, **found}, job=self._given.job)
 
     def _scan(self, row: VisitRow) -> VisitFiles:

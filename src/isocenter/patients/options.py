@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from isocenter.analysis.tracking.register import Freedom
 from isocenter.core.errors import UsageError
 from isocenter.trackservice import TrackOptions
 
-_OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "register", "immunotherapy", "embedder")
+_OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "registration", "immunotherapy", "embedder")
 
 
 def options_of(data: Mapping[str, Any]) -> TrackOptions:
@@ -17,7 +18,10 @@ def options_of(data: Mapping[str, Any]) -> TrackOptions:
     if unknown:
         raise UsageError(f"there is no option '{sorted(unknown)[0][:40]}'; there are: {', '.join(_OPTIONS)}")
     values = {**data, "labels": tuple(data.get("labels") or ())}
-    options = TrackOptions(**values)
+    freedom = values.pop("registration", "affine")
+    if freedom not in (None, "none", *Freedom):
+        raise UsageError(f"registration is one of: none, {', '.join(Freedom)}")
+    options = TrackOptions(**values, registration=None if freedom in (None, "none") else Freedom(freedom))
     numbers = [v for v in (options.least_mm3, options.spacing_mm) if v is not None]
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < 1e9 for v in numbers) or options.spacing_mm == 0:
         raise UsageError("least_mm3 and spacing_mm are numbers of mm³ and mm")

@@ -20,8 +20,7 @@ from isocenter.store.vectors import Vectors, open_vectors
 
 #: The vectors that are always there.
 RADIOMICS = f"{appearance.NAME}-{appearance.VERSION}"
-#: How lesions are ranked: by their own vectors, or with their neighbours in the graph.
-RANKS = ("graph", "vector")
+#: How lesions are ranked: with their neighbours in the graph, or by their own vectors.
 _LESIONS = {"graph": "lesion-graph", "vector": "lesions"}
 _CASES = "cases"
 
