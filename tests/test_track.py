@@ -108,7 +108,7 @@ def test_nothing_is_done_twice(study: tuple[Path, list[Truth]], service: Service
     (copy / "study.json").write_text(json.dumps(told))
     out = tmp_path / "out"
     shutil.copytree(done, out)
-    track(service, copy, out, options=TrackOptions(register=False))
+    track(service, copy, out, options=TrackOptions(registration=None))
     assert (out / "processed/phantom/visit-3/mask.npy").read_bytes() == (out / "processed/phantom/visit-2/mask.npy").read_bytes()
     # A file that broke is noticed.
     (done / "processed/phantom/visit-1/measurements.json").write_text("{")
@@ -132,7 +132,7 @@ def test_a_visit_without_a_scan_is_not_evaluated(study: tuple[Path, list[Truth]]
         told["visits"][2]["image"] = None
         told["visits"][2]["mask"] = None
 
-    case = track(service, changed(study[0], tmp_path, drop), tmp_path / "out", options=TrackOptions(register=False))
+    case = track(service, changed(study[0], tmp_path, drop), tmp_path / "out", options=TrackOptions(registration=None))
     assert [str(r.category) for r in case.responses["recist_1.1"]][1] == "NE"
     assert any("no scan" in note for note in case.notes)
     assert len(case.growth[0].days) == 4
@@ -159,7 +159,7 @@ def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Pat
         told["visits"][1]["mask"] = "wrong.nii.gz"
         del told["visits"][3:]
 
-    case = track(service, changed(study[0], tmp_path, swap), tmp_path / "out", options=TrackOptions(register=False))
+    case = track(service, changed(study[0], tmp_path, swap), tmp_path / "out", options=TrackOptions(registration=None))
     assert case.visits[1].found is None
     assert "grid" in (case.visits[1].reason or "")
     assert case.visits[2].found
@@ -245,10 +245,10 @@ def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: 
 
 
 def test_the_command(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:
-    run = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--no-register", "--least-mm3", "100"])
+    run = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--registration", "none", "--least-mm3", "100"])
     assert run.exit_code == 0, run.output
     assert "RECIST 1.1" in run.stdout
     assert "report.html" in run.stdout
-    as_json = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--no-register", "--least-mm3", "100", "--json"])
+    as_json = CliRunner().invoke(app, ["track", str(study[0]), "-o", str(tmp_path / "out"), "--registration", "none", "--least-mm3", "100", "--json"])
     assert json.loads(as_json.stdout)["patient_id"] == "phantom"
     assert CliRunner().invoke(app, ["track", str(tmp_path / "none"), "-o", str(tmp_path / "out")]).exit_code == 3

@@ -48,11 +48,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(study: Path, service: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     out = tmp_path_factory.mktemp("out")
-    return out, track(service, study, out, options=TrackOptions(register=False, formats=("all",)))
+    return out, track(service, study, out, options=TrackOptions(registration=None, formats=("all",)))
 
 
 def ready(service: Service, study: Path, done: tuple[Path, Case], **options: Any) -> Told:
-    return told(service, visits.read(study, service.settings), done[1], done[0], options=TrackOptions(register=False, **options))
+    return told(service, visits.read(study, service.settings), done[1], done[0], options=TrackOptions(registration=None, **options))
 
 
 def groups(path: Path) -> tuple[Any, Any]:
@@ -241,9 +241,9 @@ def test_a_scan_that_is_no_dicom_has_no_dicom_objects(service: Service, tmp_path
     del told_json["visits"][1:]
     (tmp_path / "study" / "study.json").write_text(json.dumps(told_json))
     with pytest.raises(UsageError, match="no visit has any"):
-        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(register=False, formats=("sr",)))
+        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(registration=None, formats=("sr",)))
     with pytest.raises(UsageError, match="no scan says who the patient is"):
-        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(register=False, identity=True))
+        track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(registration=None, identity=True))
 
 
 def test_an_unknown_format_stops_before_any_work(study: Path, tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ from isocenter.analysis.report import formats
 from isocenter.analysis.report.scans import Scans, Shots, each_lesion
 from isocenter.analysis.report.told import Told
 from isocenter.analysis.tracking.graph import Correction
+from isocenter.analysis.tracking.register import Freedom, register
 from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import Triple, onto
 from isocenter.core.model import QUIET, ModelSpec, Run, Task
 from isocenter.core.patient import Identity, Patient, Timepoint
-from isocenter.core.prompts import Point
+from isocenter.core.prompts import Point, Text
 from isocenter.core.volume import Volume
 from isocenter.io import door, uids, visits, write
 from isocenter.io.visits import StudyFiles, VisitFiles
@@ -50,9 +51,10 @@ _BLOCK = 4 * 1024 * 1024
 class TrackOptions:
     """How lesions are found and what is kept. model, labels: for visits that have neither a mask nor clicks.
 
-    least_mm3: smaller specks are not lesions. preprocessed: whether scans ready for networks are written too. formats: names
-    in `analysis.report.formats.FORMATS`. identity: whether outputs name the patient, as the scans' headers do. embedder: model
-    that describes each lesion's picture by a vector; by default one that is installed, "none" for none.
+    registration: how visits are aligned, None for not at all. least_mm3: smaller specks are not lesions. preprocessed:
+    whether scans ready for networks are written too. formats: names in `analysis.report.formats.FORMATS`. identity: whether
+    outputs name the patient, as the scans' headers do. embedder: model that describes each lesion's picture by a vector; by
+    default one that is installed, "none" for none.
     """
 
     model: str | None = None
@@ -60,7 +62,7 @@ class TrackOptions:
     least_mm3: float = 30.0
     spacing_mm: float | None = None
     preprocessed: bool = True
-    register: bool = True
+    registration: Freedom | None = Freedom.AFFINE
     immunotherapy: bool = False
     formats: tuple[str, ...] = formats.DEFAULT
     identity: bool = False
@@ -93,7 +95,7 @@ def track(
         measured_visits.append(measure_visit(service, study, visit, home / visit.id, options, run))
     for k, (before, after) in enumerate(_pairs(measured_visits)):
         run.check((2 * len(study.visits) + k / len(measured_visits)) / steps, f"{before.timepoint.timepoint_id}: bringing it to the next visit")
-        measured_visits[measured_visits.index(before)] = _carried(service, study, before, after, home, options)
+        measured_visits[measured_visits.index(before)] = _carried(service, study, before, after, home, options, run)
     describing = embedder(service, options)
     for visit, measured in zip(study.visits, measured_visits, strict=True):
         if describing is not None and measured.found:
@@ -234,8 +236,6 @@ def _mask(service: Service, visit: VisitFiles, volume: Volume, options: TrackOpt
     if spec.task is Task.SEGMENT:
         result = service.label(volume, model=spec.id, labels=options.labels or None, run=run)
     else:
-        from isocenter.core.prompts import Text
-
         words = options.labels or ("lesion", "tumor")
         result = service.segment(volume, [Text(w) for w in words], model=spec.id, run=run)
     return result.mask, "model", (*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}")
@@ -301,35 +301,59 @@ def _described(service: Service, visit: MeasuredVisit, folder: Path, spec: Model
 # Between visits
 
 
-def _carried(service: Service, study: StudyFiles, before: MeasuredVisit, after: MeasuredVisit, home: Path, options: TrackOptions) -> MeasuredVisit:
+def _carried(
+    service: Service, study: StudyFiles, before: MeasuredVisit, after: MeasuredVisit, home: Path, options: TrackOptions, run: Run
+) -> MeasuredVisit:
     """`before` with its lesions' positions in the next visit's scan, or unchanged where the two cannot be registered."""
-    if not options.register or not before.found or not after.found:
+    if options.registration is None or not before.found or not after.found:
         return before
     files = {v.id: v for v in study.visits}
     name, then = before.timepoint.timepoint_id, after.timepoint.timepoint_id
-    keys = [_state(home / n) for n in (name, then)]
+    keys = [*(_state(home / n) for n in (name, then)), str(options.registration)]
     file = home / then / "registration.json"
     stored = _read_json(file)
     if stored is None or stored.get("keys") != keys:
-        stored = {"keys": keys, **registration(service, files[name], files[then])}
+        places = [f.size.centroid_lps_mm for f in before.found]
+        stored = {"keys": keys, **registration(service, files[name], files[then], options.registration, places, run=run)}
         _save(file, _json(stored))
     return carried(before, then, stored)
 
 
-def registration(service: Service, before: VisitFiles, after: VisitFiles) -> dict[str, Any]:
-    """Where `before` lies in the scan of `after`, as `Registration.as_dict` has it."""
-    from isocenter.analysis.tracking.register import register
+def registration(
+    service: Service,
+    before: VisitFiles,
+    after: VisitFiles,
+    freedom: Freedom = Freedom.AFFINE,
+    places: Sequence[Triple] = (),
+    *,
+    run: Run = QUIET,
+) -> dict[str, Any]:
+    """Where `before` lies in the scan of `after`, as `Registration.as_dict` has it; "carried" says where its `places` (LPS mm) are there."""
+    fixed, moving = _open(service, after), _open(service, before)
+    lungs = None
+    if freedom is Freedom.DEFORMABLE and fixed.modality == moving.modality == "CT":
+        lungs = (_lungs(service, fixed, run), _lungs(service, moving, run))
+    done = register(fixed, moving, freedom=freedom, lungs=lungs, check=lambda share, what: run.check(None, what))
+    points = done.carry(np.array(places, dtype=np.float64).reshape(-1, 3)) if done.accepted else ()
+    return {**done.as_dict(), "freedom": str(freedom), "carried": [{"from": list(a), "to": b.tolist()} for a, b in zip(places, points, strict=False)]}
 
-    return register(_open(service, after), _open(service, before)).as_dict()
+
+def _lungs(service: Service, volume: Volume, run: Run) -> NDArray[np.bool_]:
+    """Both lungs, empty where there are none."""
+    watched = replace(run, progress=lambda share, what: None)
+    return np.asarray(service.segment(volume, [Text("lungs")], model="tissue", run=watched).mask != 0)
 
 
 def carried(before: MeasuredVisit, then: str, stored: Mapping[str, Any]) -> MeasuredVisit:
     """`before` with its lesions' positions in the scan of the visit `then`, or a note why they are not known. stored: of `registration`."""
     if not stored["accepted"]:
         return replace(before, notes=(*before.notes, f"not registered to {then}: {stored['reason']}"))
-    matrix = np.array(stored["matrix"])
-    points = [matrix @ (*f.size.centroid_lps_mm, 1.0) for f in before.found or ()]
-    return replace(before, carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))
+    refused = tuple(f"not deformed to {then}: {region['reason']}" for region in stored.get("regions", ()) if region["reason"])
+    # A lesion that a reader has drawn anew since lies elsewhere: it goes by the matrix.
+    known = {tuple(pair["from"]): pair["to"] for pair in stored.get("carried", ())}
+    matrix = np.array(stored["matrix"])[:3]
+    points = [known.get(f.size.centroid_lps_mm, matrix @ (*f.size.centroid_lps_mm, 1.0)) for f in before.found or ()]
+    return replace(before, notes=(*before.notes, *refused), carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))
 
 
 # Files

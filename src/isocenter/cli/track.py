@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,15 @@ EXAMPLES = (
 )
 
 
+class Registration(StrEnum):
+    """What --registration takes."""
+
+    NONE = "none"
+    RIGID = "rigid"
+    AFFINE = "affine"
+    DEFORMABLE = "deformable"
+
+
 def track(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A folder with a study.json, a BIDS subject, or one patient's DICOM files.")],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where files and the report go.")],
@@ -24,7 +34,9 @@ def track(
     label: Annotated[list[str] | None, typer.Option(help="Which of the model's labels are lesions; may be repeated.")] = None,
     least_mm3: Annotated[float, typer.Option(min=0, help="Smaller specks are not lesions.")] = 30.0,
     immunotherapy: Annotated[bool, typer.Option(help="Judge by iRECIST as well.")] = False,
-    no_register: Annotated[bool, typer.Option("--no-register", help="Do not align the scans; lesions are matched by a common shift.")] = False,
+    registration: Annotated[
+        Registration, typer.Option(help="How scans are aligned; none: lesions are matched by a common shift. deformable takes longest.")
+    ] = Registration.AFFINE,
     format_: Annotated[
         list[str] | None,
         typer.Option("--format", "-f", metavar="NAME", help="What to write: json, csv, html, pdf, fhir, seg, sr, or all; may be repeated."),
@@ -38,6 +50,7 @@ def track(
     (or what --format names) and, for every visit, scan, mask, measurements and what networks need, under OUTPUT/processed.
     """
     from isocenter.analysis.report import formats
+    from isocenter.analysis.tracking.register import Freedom
     from isocenter.cli.chosen import settings
     from isocenter.service import Service
     from isocenter.trackservice import TrackOptions
@@ -49,7 +62,7 @@ def track(
         labels=tuple(label or ()),
         least_mm3=least_mm3,
         immunotherapy=immunotherapy,
-        register=not no_register,
+        registration=None if registration is Registration.NONE else Freedom(registration.value),
         formats=tuple(kind.name for kind in kinds),
         identity=identity,
     )

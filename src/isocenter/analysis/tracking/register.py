@@ -1,19 +1,22 @@
 """One scan brought onto another of the same patient, so that a place in one can be found in the other.
 
 Rigid, then affine, by mutual information (Mattes et al., IEEE Trans Med Imaging 22:120, 2003) on grids of a few mm, begun
-where the bodies' centres of mass coincide. Quality is how alike the two are afterwards where they overlap; a bad result is
-refused and says so, since a lesion carried to a wrong place is worse than one that is not carried.
+where the bodies' centres of mass coincide; then, where it is asked for, what `deform` finds. Quality is how alike the two
+are afterwards where they overlap; a bad result is refused and says so, since a lesion carried to a wrong place is worse than
+one that is not carried.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.analysis.preprocess import isotropic, resampled
+from isocenter.analysis.tracking.deform import Check, Region, carry, deform
 from isocenter.core.errors import GeometryError
 from isocenter.core.geometry import Grid
 from isocenter.core.volume import Volume
@@ -25,11 +28,20 @@ _FEWEST = 32
 LEAST_ALIKE, LEAST_OVERLAP = 0.6, 0.3
 
 
+class Freedom(StrEnum):
+    """How one scan may be bent to fit the other."""
+
+    RIGID = "rigid"
+    AFFINE = "affine"
+    DEFORMABLE = "deformable"
+
+
 @dataclass(frozen=True, eq=False)
 class Registration:
     """matrix: 4 x 4, LPS mm of the moving scan to LPS mm of the fixed one. alike: correlation where they overlap.
 
-    overlap: share of the moving scan's body that lies in the fixed scan. reason: why it was not accepted.
+    overlap: share of the moving scan's body that lies in the fixed scan. reason: why it was not accepted. regions: what
+    deforms, none where that was not asked for; a region whose field was refused says why and is carried by the matrix alone.
     """
 
     matrix: NDArray[np.float64]
@@ -37,10 +49,11 @@ class Registration:
     overlap: float
     accepted: bool
     reason: str = ""
+    regions: tuple[Region, ...] = ()
 
     def carry(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, 3) LPS mm of the moving scan, in the fixed one."""
-        return np.asarray(points @ self.matrix[:3, :3].T + self.matrix[:3, 3])
+        return carry(points, self.matrix, self.regions)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -50,11 +63,31 @@ class Registration:
             "overlap": round(self.overlap, 4),
             "accepted": self.accepted,
             "reason": self.reason,
+            "regions": [region.as_dict() for region in self.regions],
         }
 
 
-def register(fixed: Volume, moving: Volume, *, affine: bool = True) -> Registration:
-    """Bring `moving` onto `fixed`. Raises `GeometryError` for a grid whose axes are not at right angles."""
+def register(
+    fixed: Volume,
+    moving: Volume,
+    *,
+    freedom: Freedom = Freedom.AFFINE,
+    lungs: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+    check: Check = lambda share, what: None,
+) -> Registration:
+    """Bring `moving` onto `fixed`. Raises `GeometryError` for a grid whose axes are not at right angles.
+
+    lungs: masks of them on the grids of `fixed` and `moving`, which deform on their own. check: see `deform`.
+    """
+    check(0.0, "aligning")
+    found = _align(fixed, moving, affine=freedom is not Freedom.RIGID)
+    if freedom is not Freedom.DEFORMABLE or not found.accepted:
+        return found
+    return replace(found, regions=deform(fixed, moving, found.matrix, lungs=lungs, check=lambda share, what: check(0.1 + 0.9 * share, what)))
+
+
+def _align(fixed: Volume, moving: Volume, *, affine: bool) -> Registration:
+    """Rigid and affine."""
     import SimpleITK as sitk
 
     if fixed.modality != moving.modality and None not in (fixed.modality, moving.modality):
@@ -140,7 +173,8 @@ def _optimise(source: Any, target: Any, start: Any, *, steps: tuple[int, ...]) -
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.1)
+    # Places are shaken within a voxel; without a seed the clock gives one.
+    method.SetMetricSamplingPercentage(0.1, 42)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetShrinkFactorsPerLevel(list(steps))
     method.SetSmoothingSigmasPerLevel([s / 2 if s > 1 else 0 for s in steps])
