@@ -141,7 +141,8 @@ def test_the_same_scans_give_the_same_answer(pair: tuple[Volume, Volume], bent: 
 
 
 def test_scans_of_other_things_are_refused_and_places_stay_by_the_matrix(pair: tuple[Volume, Volume]) -> None:
-    other = Volume.on_grid(cloud(9).astype(np.float32), grid(), key="9", modality="MR")
+    noise = gaussian_filter(np.random.default_rng(9).standard_normal((SIDE,) * 3), 2.5)
+    other = Volume.on_grid(noise.astype(np.float32), grid(), key="9", modality="MR")
     (region,) = deform(pair[0], other, np.eye(4))
     assert region.reason
     places = np.array([[0.0, 0, 0], [10, 5, -5]])
