@@ -20,6 +20,7 @@ RANKS = [
     {"analysis", "jobs"},
     {"service", "textservice", "trackservice", "narrateservice"},
     {"jobservice", "patients"},
+    {"listenservice"},
     {"http", "cli", "demo", "api", "__main__"},
 ]
 #: Libraries that only some layers may import, anywhere in a file.

@@ -1,4 +1,4 @@
-"""The command line: `isocenter demo | serve | worker | segment | batch | convert | deidentify | track | embed | score | models | doctor | clean`.
+"""The command line: `isocenter COMMAND`.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unreadable input, 4 model unavailable, 5 out of memory, 8 partly done. What is
 asked for goes to standard output, everything else to standard error. Command modules are light; what a command needs is
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from isocenter.cli import batch, clean, convert, deidentify, demo, doctor, models, segment, text, track, worker
+from isocenter.cli import batch, clean, convert, deidentify, demo, doctor, listen, models, segment, text, track, worker
 from isocenter.cli.console import examples, fail
 from isocenter.core.errors import IsocenterError, MemoryLimitError
 
@@ -80,6 +80,7 @@ def _serve() -> None:
 
 
 app.command("worker", epilog=examples(worker.EXAMPLES))(worker.worker)
+app.command("listen", epilog=examples(listen.EXAMPLES))(listen.listen)
 app.command("segment", epilog=examples(segment.EXAMPLES))(segment.segment)
 app.command("batch", epilog=examples(batch.EXAMPLES))(batch.batch)
 app.command("convert", epilog=examples(convert.EXAMPLES))(convert.convert)

@@ -241,6 +241,15 @@ class Settings(Limits):
     )
     audit_keep: float = Field(365 * DAY, ge=0, description="How long the audit trail of jobs stays that are gone.")
     cache_keep: float = Field(90 * DAY, ge=0, description="How long compiled kernels stay in the home folder's `kernels`; they are compiled again.")
+    dicom_ae_title: str = Field("ISOCENTER", min_length=1, max_length=16, description="AE title of `isocenter listen`.")
+    dicom_host: str = Field(
+        "127.0.0.1", description="Address that `isocenter listen` listens on; another than this machine's own needs `dicom_allowed`."
+    )
+    dicom_port: int = Field(11112, ge=0, le=65535, description="Its port.")
+    dicom_allowed: Annotated[tuple[str, ...], NoDecode] = Field((), description="AE titles that may send to it; any where none is named.")
+    dicom_rules: Path | None = Field(None, description="Its rules, a TOML file. Default: `listen.toml` in the home folder.")
+    dicom_settle: float = Field(10.0, ge=0, description="Seconds after its last image that a series counts as complete.")
+    dicom_max_bytes: int = Field(1024 * MIB, gt=0, description="Largest image that is taken in; an association that sends more is ended.")
     webhook_url: str | None = Field(None, description="Where the end of every job is told, by a signed POST.")
     webhook_secret: str = Field("", description="The key of the webhook's signature (HMAC-SHA256).")
     min_free_bytes: int = Field(256 * MIB, ge=0, description="Free space under which the server calls itself not ready.")
@@ -287,7 +296,18 @@ class Settings(Limits):
     )
     text_wait: float = Field(1.0, ge=0, description="Seconds that a request for texts may wait for its first batch before it gets 503.")
 
-    @field_validator("ports", "open_faces", "cors_origins", "allowed_hosts", "text_models", "default_models", "pull", "model_places", mode="before")
+    @field_validator(
+        "ports",
+        "open_faces",
+        "cors_origins",
+        "allowed_hosts",
+        "dicom_allowed",
+        "text_models",
+        "default_models",
+        "pull",
+        "model_places",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         """Lists are written with commas in the environment; a single number is a list of one."""
