@@ -120,6 +120,16 @@ def test_a_model_of_one_precision_stays_in_it() -> None:
         assert all(r.precision == "float32" for r in ladder(spec, machine, budgets(machine)))
 
 
+def test_a_precision_that_is_taken_only_by_wish() -> None:
+    """And then on the processor alone, as OpenVINO's bfloat16."""
+    sizes = {"float32": GIB, "bfloat16": GIB}
+    spec = ModelSpec("net", "1", Task.SEGMENT, "tests.net:Net", "", resident_bytes=sizes, insisted=("bfloat16",), devices=("cpu", "cuda"))
+    laptop, card = MACHINES["Laptop, no GPU, 16 GB"], MACHINES["RTX 4090"]
+    assert first(laptop, spec) == "float32 on cpu"
+    assert first(laptop, spec, precision="bfloat16") == "bfloat16 on cpu"
+    assert first(card, spec) == first(card, spec, precision="bfloat16") == "float32 on cuda:0"
+
+
 def test_a_spread_model_fills_the_first_card_first_and_leaves_room_for_its_work() -> None:
     machine, spec = MACHINES["Kaggle, 2 x T4"], MODELS["MedGemma 27B"]
     rung = ladder(spec, machine, budgets(machine), profile=choose(machine))[0]

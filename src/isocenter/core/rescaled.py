@@ -86,7 +86,7 @@ def fits(kind: np.dtype[np.generic], slope: float, inter: float) -> bool:
     """Whether integers of `kind` are smaller than what they mean, and none of them leaves float32's range."""
     if kind.kind not in "iu" or kind.itemsize > 2:
         return False
-    bounds: Any = np.iinfo(np.dtype(kind.str))  # type: ignore[type-var] # known to be integers
+    bounds: Any = np.iinfo(kind.str)
     ends = (int(bounds.min), int(bounds.max))
     return all(abs(end * slope + inter) <= float(np.finfo(np.float32).max) for end in ends)
 

@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from isal import isal_zlib
 
 from isocenter.core.errors import InputError, LimitError, UnsupportedError
 from isocenter.core.settings import MIB, Limits
+from isocenter.io.positioned import pread, preadinto, pwrite
 
 CHUNK = 256 * 1024
 #: What isal raises for a damaged stream (its stub calls the class an instance).
@@ -40,10 +41,10 @@ class Part:
     name: str = field(default="", repr=False)
 
     def open(self) -> int:
-        """A file descriptor to hand to `os.pread`; give it back with `close`."""
+        """A file descriptor to hand to `pread`; give it back with `close`."""
         if self.file is not None:
             return self.file.fileno()
-        return os.open(self.path or "", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.open(self.path or "", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
 
     def close(self, descriptor: int) -> None:
         """Give back what `open` gave."""
@@ -56,7 +57,7 @@ class Part:
         descriptor = self.open()
         try:
             done = 0
-            while done < len(view) and (more := os.preadv(descriptor, [view[done:]], self.start + offset + done)):
+            while done < len(view) and (more := preadinto(descriptor, view[done:], self.start + offset + done)):
                 done += more
             return done
         finally:
@@ -69,7 +70,7 @@ class Part:
         descriptor = self.open()
         try:
             pieces = []
-            while count > 0 and (piece := os.pread(descriptor, count, self.start + offset)):
+            while count > 0 and (piece := pread(descriptor, count, self.start + offset)):
                 pieces.append(piece)
                 offset, count = offset + len(piece), count - len(piece)
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -82,7 +83,7 @@ class Spool:
 
     def __init__(self) -> None:
         self.packed = 0
-        self._file: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the spool
+        self._file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - lives as long as the spool
         self._end = 0
 
     def begin(self) -> int:
@@ -92,7 +93,7 @@ class Spool:
     def write(self, data: bytes | bytearray) -> None:
         view = memoryview(data)
         while view:
-            done = os.pwrite(self._file.fileno(), view, self._end)
+            done = pwrite(self._file.fileno(), view, self._end)
             self._end += done
             view = view[done:]
 

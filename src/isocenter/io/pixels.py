@@ -24,7 +24,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,8 @@ class _Worker:
                 cwd="/",
                 env={key: value for key, value in os.environ.items() if key in ("LD_LIBRARY_PATH", "LANG", "LC_ALL")},
             )
-        socket.send_fds(ours, [b"\0"], [self.shared.fileno()])
+        if sys.platform != "win32":  # where none is started
+            socket.send_fds(ours, [b"\0"], [self.shared.fileno()])
 
     def send(self, indices: list[int], frames: Sequence[Frame], limits: Limits, *, alone: bool) -> None:
         """Hand over the frames with these indices; all have one form. alone: no other decoder works on this input."""
@@ -136,7 +137,7 @@ class _Worker:
 
     def _death(self, limits: Limits) -> InputError:
         code = self.process.wait()
-        if code == -signal.SIGXCPU:
+        if sys.platform != "win32" and code == -signal.SIGXCPU:
             return _too_slow(limits)
         if not self.ready:
             return UnsupportedError("compressed DICOM cannot be read here: the decoder does not start; is python-gdcm installed?")
@@ -146,7 +147,7 @@ class _Worker:
         """The decoded samples of a finished request; each array is valid until the next is asked for."""
         form = self.form
         # Unmapped when the last array that looks into it is gone.
-        memory = mmap.mmap(self.shared.fileno(), form.nbytes * len(self.pending), prot=mmap.PROT_READ)
+        memory = mmap.mmap(self.shared.fileno(), form.nbytes * len(self.pending), access=mmap.ACCESS_READ)
         indices, self.pending = self.pending, []
         for k, index in enumerate(indices):
             yield index, np.frombuffer(memory, form.dtype, form.nbytes // form.dtype.itemsize, k * form.nbytes).reshape(form.shape)
@@ -221,14 +222,17 @@ class _Pool:
             worker.close(kill=False)
 
 
+#: Whether decoders can be started: they need limits and file descriptors as POSIX has them. Nothing of a stranger's is decoded without.
+POSSIBLE = sys.platform != "win32"
 _POOL = _Pool()
 atexit.register(_POOL.stop)
 
 
 def start(count: int, limits: Limits) -> None:
     """Keep `count` decoders ready, from now on exactly so many."""
-    _POOL.fixed = count
-    _POOL.start(count, limits)
+    if POSSIBLE:
+        _POOL.fixed = count
+        _POOL.start(count, limits)
 
 
 def stop() -> None:
@@ -238,15 +242,18 @@ def stop() -> None:
 
 def prepare(limits: Limits, count: int = 1) -> None:
     """Begin to start decoders, for a caller that will soon need them; nothing happens where some are kept ready."""
-    if _POOL.fixed is None:
+    if POSSIBLE and _POOL.fixed is None:
         _POOL.start(min(count, os.cpu_count() or 1), limits)
 
 
 def decode(frames: Sequence[Frame], limits: Limits) -> Generator[tuple[int, NDArray[np.generic]]]:
     """Yields (index, samples) for all frames, in any order; samples are (rows, columns[, 3]) and valid until the next step.
 
-    Raises `InputError` for frames that cannot be decoded, `LimitError` for those that take too long or too much memory.
+    Raises `InputError` for frames that cannot be decoded, `LimitError` for those that take too long or too much memory,
+    `UnsupportedError` where no decoder can be started.
     """
+    if not POSSIBLE:
+        raise UnsupportedError("compressed DICOM cannot be read on Windows; convert the series to an uncompressed one, or run this in WSL or Docker")
     batches = _batches(frames)
     workers = _POOL.take(len(batches), limits)
     alone = len(workers) == 1
@@ -301,9 +308,9 @@ def _libraries() -> list[str]:
 
 def _shared_memory() -> BinaryIO:
     """Memory without a name, so that nothing is left behind when a process dies."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux":
         return open(os.memfd_create("isocenter", os.MFD_CLOEXEC), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
+    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
 
 
 def _too_slow(limits: Limits) -> LimitError:

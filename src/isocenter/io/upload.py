@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from blake3 import blake3
 
@@ -32,7 +32,7 @@ class Upload:
         self._limit = limit
         self._hash = blake3()
         # Unlinked at once where the system allows it, so a crash leaves nothing behind.
-        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as the upload
+        self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 - lives as long as the upload
 
     @classmethod
     def of(cls, data: bytes, name: str = "", *, limit: int | None = None) -> Upload:

@@ -109,9 +109,11 @@ def _memory() -> tuple[int | None, int | None]:
         return int(fields["MemTotal"].split()[0]) * 1024, int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pass
+    if sys.platform == "win32":
+        return None, None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    except (AttributeError, ValueError, OSError):
+    except (ValueError, OSError):
         return None, None
 
 

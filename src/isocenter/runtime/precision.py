@@ -91,7 +91,7 @@ def order(device: Device, spec: ModelSpec, machine: Machine) -> list[str]:
     else:
         # What the card emulates comes behind what it computes in, where a model leaves the choice.
         preferred = ["float16", "float32", "bfloat16", "nf4"]
-    can = [p for p in preferred if p in offered(spec)]
+    can = [p for p in preferred if p in offered(spec) and p not in spec.insisted]
     return [p for p in can if p != "nf4" or (device.nf4 and "bitsandbytes" in machine.packages)]
 
 
@@ -120,7 +120,7 @@ def ladder(
 
     def allowed(target: Device) -> list[str]:
         names = order(target, spec, machine)
-        if precision in names:
+        if precision in names or (precision in spec.insisted and target.kind == "cpu"):
             return [precision]
         return [prefer, *(n for n in names if n != prefer)] if prefer in names else names
 
