@@ -17,7 +17,8 @@ from isocenter.io import archive, door, pixels, positioned
 from isocenter.io.upload import Upload
 from tests.conftest import ROOT
 from tests.http.conftest import dicom_series, zipped
-from tests.io.test_dicom_syntaxes import compressed, read_bytes
+from tests.io.dicom_files import read_bytes
+from tests.io.test_dicom_syntaxes import compressed
 
 
 @pytest.fixture

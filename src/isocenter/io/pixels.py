@@ -309,8 +309,10 @@ def _libraries() -> list[str]:
 def _shared_memory() -> BinaryIO:
     """Memory without a name, so that nothing is left behind when a process dies."""
     if sys.platform == "linux":
-        return open(os.memfd_create("isocenter", os.MFD_CLOEXEC), "r+b", buffering=0)
-    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+        file = open(os.memfd_create("isocenter", os.MFD_CLOEXEC), "r+b", buffering=0)  # noqa: SIM115 - lives as long as the decoder
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    return cast(BinaryIO, file)
 
 
 def _too_slow(limits: Limits) -> LimitError:
