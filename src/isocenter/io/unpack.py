@@ -1,6 +1,6 @@
 """An archive of a study as a folder, for what reads folders: a `study.json` with its files, BIDS, DICOM.
 
-Only names of letters, digits, dots, dashes and underscores become names on the disk; any other member gets a number for a name.
+Only plain names of letters, digits and a few signs become names on the disk; any other member gets a number for a name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from isocenter.core.errors import InputError
 from isocenter.core.settings import Limits
 from isocenter.io.archive import CHUNK, Part, Walk
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PLAIN = re.compile(r"[^\W_][\w .,+()=@-]{0,80}")
 _DEEPEST = 16
 
 
@@ -42,7 +42,7 @@ def _place(name: str, folder: Path, number: int) -> Path:
     if plain and not target.exists() and all(p.is_dir() or not p.exists() for p in target.parents if p.is_relative_to(folder)):
         return target
     suffixes = [s for s in (".nii.gz", *(f".{parts[-1].rpartition('.')[2].lower()}",)) if parts[-1].lower().endswith(s)]
-    suffix = suffixes[0] if suffixes and _PLAIN.fullmatch(suffixes[0][1:]) else ""
+    suffix = suffixes[0] if suffixes and re.fullmatch(r"[a-z0-9.]{2,16}", suffixes[0]) else ""
     return folder / "unnamed" / f"{number:06d}{suffix}"
 
 

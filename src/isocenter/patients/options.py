@@ -17,6 +17,12 @@ def options_of(data: Mapping[str, Any]) -> TrackOptions:
     unknown = set(data) - set(_OPTIONS)
     if unknown:
         raise UsageError(f"there is no option '{sorted(unknown)[0][:40]}'; there are: {', '.join(_OPTIONS)}")
+    kinds = {"model": str, "embedder": str, "preprocessed": bool, "immunotherapy": bool, "labels": list | tuple, "registration": str}
+    for name, kind in kinds.items():
+        if data.get(name) is not None and not isinstance(data[name], kind):
+            raise UsageError(f"the option {name} is of another kind; see docs/track.md")
+    if not all(isinstance(label, str) for label in data.get("labels") or ()):
+        raise UsageError("labels is a list of names")
     values = {**data, "labels": tuple(data.get("labels") or ())}
     freedom = values.pop("registration", "affine")
     if freedom not in (None, "none", *Freedom):
