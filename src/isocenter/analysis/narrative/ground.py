@@ -35,6 +35,7 @@ _UNITS = {"mm³": "mm3", "mm^3": "mm3", "mm²": "mm2", "mm^2": "mm2", "percent":
 _STILL = 10.0
 #: Numbers in words, before what is counted.
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_LESION = r"\blesion\s+(?:number\s+|no\.\s*|#\s*)?(\d+)\b(?!\.\d|\s*(?:mm|cm|ml|x|×|%))"
 _COUNTED = re.compile(rf"\b({'|'.join(_WORDS)})(?=(?:\s+[a-z-]+)?\s+(?:lesions?|scans?|visits?|targets?|nodes?)\b)", re.I)
 _ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
 _ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})\s+(?:visit|scan)\b", re.I)
@@ -94,7 +95,7 @@ def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
 def check(sentence: str, case: Case) -> list[Problem]:
     """What one sentence says that the case does not hold."""
     found: list[Problem] = []
-    lesions = re.findall(r"\bL\d+\b", sentence) + [f"L{n}" for n in re.findall(r"\blesion\s+(?:number\s+|no\.\s*|#\s*)?(\d+)\b", sentence, re.I)]
+    lesions = re.findall(r"\bL\d+\b", sentence) + [f"L{n}" for n in re.findall(_LESION, sentence, re.I)]
     visits = [v.timepoint.timepoint_id for v in case.visits]
     named = [v for v in visits if re.search(rf"(?<![\w-]){re.escape(v)}(?![\w-])", sentence)]
     found += [Problem(sentence, "lesion", name) for name in lesions if name not in case.graph.tracks]
@@ -128,7 +129,7 @@ def check(sentence: str, case: Case) -> list[Problem]:
 
 def _numbers(sentence: str, case: Case, lesions: set[str], visits: set[str]) -> list[Problem]:
     known = facts(case)
-    plain = re.sub(r"\bL\d+\b|\blesion\s+(?:number\s+|no\.\s*|#\s*)?\d+\b|RECIST 1\.1|RANO|iRECIST", " ", sentence)
+    plain = re.sub(_LESION, " ", re.sub(r"\bL\d+\b|RECIST 1\.1|RANO|iRECIST", " ", sentence), flags=re.I)
     plain = _DATE.sub(" ", plain)
     named = {name for name in _scenarios(case) if re.search(re.escape(name).replace("_", "[_ -]"), plain, re.I)}
     for name in named:

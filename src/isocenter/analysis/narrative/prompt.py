@@ -43,7 +43,7 @@ def question(case: Case, asked: str, *, most: int = USUAL) -> str:
 
 def plain(text: str) -> str:
     """A name as a table may hold it: a few plain words."""
-    return " ".join(re.sub(r"[^A-Za-z0-9 ,+/-]", " ", text).split())[:40]
+    return " ".join(re.sub(r"[^A-Za-z0-9 ,+/-]", " ", text).split())[:40].strip()
 
 
 def _facts(case: Case, most: int) -> str:
