@@ -79,8 +79,8 @@ class CeleryBell:
         self._lock = threading.Lock()
 
     def ring(self, job: Job) -> None:
-        """Both queues hear it: the table decides whose job it is."""
-        self.send(job.id, job.priority, QUEUES)
+        """Both queues hear it, its own first: the table decides whose job it is."""
+        self.send(job.id, job.priority, tuple(sorted(QUEUES, key=lambda name: name != job.queue)))
 
     def send(self, job_id: str, priority: int, names: tuple[str, ...]) -> None:
         """Ring in some queues."""

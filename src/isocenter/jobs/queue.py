@@ -32,6 +32,7 @@ class Queue:
         self._reserve = gpu_reserve
         self._webhook = webhook
         self._claims: dict[str, sa.Executable] = {}
+        self._ends: dict[What, sa.Update] = {}
 
     # 1. A job comes in.
 
@@ -48,9 +49,8 @@ class Queue:
         if not PRIORITIES[0] <= new.priority <= PRIORITIES[1]:
             raise UsageError(f"the priority must lie in {PRIORITIES[0]}..{PRIORITIES[1]}, 9 being the most urgent")
         job_id, digest = str(uuid.uuid4()), rows.digest(new)
-        now = self.database.now
         values = {f.name: getattr(new, f.name) for f in fields(NewJob)}
-        values |= {"id": job_id, "state": State.PENDING, "attempts": 0, "releases": 0, "fence": 0, "not_before": 0.0, "created": now}
+        values |= {"id": job_id, "state": State.PENDING, "attempts": 0, "releases": 0, "fence": 0, "not_before": 0.0}
         values |= {"progress": 0.0, "message": "", "inputs": [asdict(i) for i in new.inputs], "request": dict(new.request), "artifacts": []}
         values |= {"facts": {}, "seconds": {}, "idempotency_key": key, "digest": digest, "webhook_tries": 0, "kept": False}
 
@@ -60,11 +60,11 @@ class Queue:
             needs.lock(connection, [i.digest for i in new.inputs])
             if new.study_id is not None:
                 needs.check_study(connection, new.study_id)
-            if rows.inserted(connection, values):
+            if rows.inserted(connection, self.database.now, values):
                 needs.add(connection, job_id, new.inputs, made=False)
                 rows.note(connection, self.database.now, What.SUBMITTED, job_id, State.PENDING)
             # Its own, also where this very call went through before the connection broke; or that of the same key.
-            found = rows.one(connection, sa.or_(JOBS.c.id == job_id, JOBS.c.idempotency_key == key if key else sa.false()))
+            found = rows.by_id(connection, job_id) or (rows.one(connection, JOBS.c.idempotency_key == key) if key else None)
             if found is None:
                 raise ConflictError("this job was deleted while it was submitted")
             if found.id != job_id and connection.scalar(sa.select(JOBS.c.digest).where(JOBS.c.id == found.id)) != digest:
@@ -112,18 +112,18 @@ class Queue:
             values["progress"] = min(max(float(progress), 0.0), 1.0)
         if message is not None:
             values["message"] = message[:_MESSAGE]
-        statement = sa.update(JOBS).where(*_held(job)).values(values)
-        return self.database.write(lambda c: c.execute(statement).rowcount == 1, patience=patience)
+        statement = sa.update(JOBS).where(*_HELD).values(values)
+        return self.database.write(lambda c: c.execute(statement, _holding(job)).rowcount == 1, patience=patience)
 
     def complete(self, job: Job, artifacts: Iterable[Stored], facts: Mapping[str, Any], seconds: Mapping[str, float]) -> bool:
         """End it well. False, and nothing changes, where the fence is an old one."""
         artifacts = tuple(artifacts)
         values = {"artifacts": [asdict(a) for a in artifacts], "facts": dict(facts), "seconds": dict(seconds), "progress": 1.0, "message": ""}
-        return self._leave(What.COMPLETED, job, values, made=artifacts)
+        return self._leave(What.COMPLETED, job, {}, values, made=artifacts)
 
     def fail(self, job: Job, code: str, error: str) -> bool:
         """End it badly; trying again would not help."""
-        return self._leave(What.FAILED, job, {"error_code": code, "error": error[:_ERROR]}, detail=code)
+        return self._leave(What.FAILED, job, {}, {"error_code": code, "error": error[:_ERROR]}, detail=code)
 
     def release(self, job: Job, why: str, *, delay: float = 0.0, counts: bool = True) -> bool:
         """Give it back, to be tried again after `delay` seconds. counts: whether this was one of its attempts."""
@@ -131,22 +131,31 @@ class Queue:
             "not_before": self.database.now + delay, "message": why[:_MESSAGE], "progress": 0.0, "worker": None, "lease_until": None,
             "attempts": JOBS.c.attempts - (0 if counts else 1), "releases": JOBS.c.releases + 1, "fence": JOBS.c.fence + 1,
         }  # fmt: skip
-        return self._leave(What.RELEASED, job, values, detail=why)
+        return self._leave(What.RELEASED, job, values, {}, detail=why)
 
-    def _leave(self, what: What, job: Job, values: dict[str, Any], detail: str | None = None, made: tuple[Stored, ...] = ()) -> bool:
+    def _leave(
+        self, what: What, job: Job, terms: dict[str, Any], values: dict[str, Any], detail: str | None = None, made: tuple[Stored, ...] = ()
+    ) -> bool:
+        """terms: columns that the database computes. values: plain ones."""
         target = TRANSITIONS[what][1]
-        if target in ENDED:
-            values = {**values, "finished": self.database.now, "lease_until": None, **self._announce()}
-        statement = sa.update(JOBS).where(*_held(job)).values(state=target, **values)
+        if terms:
+            statement = sa.update(JOBS).where(*_HELD).values(state=target, **terms)
+        else:  # built once: see `rows`
+            if what not in self._ends:
+                self._ends[what] = (
+                    sa.update(JOBS).where(*_HELD).values(state=target, finished=self.database.now, lease_until=None, **self._announce())
+                )
+            statement = self._ends[what]
+        values = {**values, **_holding(job)}
 
         def work(connection: Connection) -> bool:
             needs.lock(connection, [a.digest for a in made])
-            if connection.execute(statement).rowcount == 1:
+            if connection.execute(statement, values).rowcount == 1:
                 needs.add(connection, job.id, made, made=True)
                 rows.note(connection, self.database.now, what, job.id, target, job.fence, job.worker, detail)
                 return True
             # Perhaps this very call went through before the connection broke.
-            there = rows.one(connection, JOBS.c.id == job.id)
+            there = rows.by_id(connection, job.id)
             return target in ENDED and there is not None and (there.state, there.fence, there.worker) == (target, job.fence, job.worker)
 
         return self.database.write(work)
@@ -184,7 +193,7 @@ class Queue:
 
     def get(self, job_id: str) -> Job:
         """The job of this id. Raises `NotFoundError`."""
-        found = self.database.read(lambda c: rows.one(c, JOBS.c.id == job_id))
+        found = self.database.read(lambda c: rows.by_id(c, job_id))
         if found is None:
             raise NotFoundError("Job not found")
         return found
@@ -235,7 +244,7 @@ class Queue:
             if row is not None:
                 rows.note(connection, self.database.now, what, job_id, target, row["fence"])
                 return rows.job(row)
-            there = rows.one(connection, JOBS.c.id == job_id)
+            there = rows.by_id(connection, job_id)
             if there is None:
                 raise NotFoundError("Job not found")
             raise ConflictError(refusal.format(state=there.state))
@@ -263,7 +272,7 @@ class Queue:
         allowed = sa.and_(JOBS.c.id == job_id, JOBS.c.state.in_(ENDED), JOBS.c.kept == sa.false() if old else sa.true())
 
         def work(connection: Connection) -> list[str]:
-            job = rows.one(connection, JOBS.c.id == job_id)
+            job = rows.by_id(connection, job_id)
             if job is None:
                 raise NotFoundError("Job not found")
             if not connection.execute(sa.delete(JOBS).where(allowed)).rowcount:
@@ -326,6 +335,10 @@ class Queue:
         return {"webhook_at": self.database.now, "webhook_tries": 0} if self._webhook else {}
 
 
-def _held(job: Job) -> tuple[sa.ColumnElement[bool], ...]:
-    """That a job is still the one that was claimed."""
-    return JOBS.c.id == job.id, JOBS.c.state == State.RUNNING, JOBS.c.fence == job.fence
+#: That a job is still the one that was claimed.
+_HELD = (JOBS.c.id == sa.bindparam("held_id"), JOBS.c.state == State.RUNNING, JOBS.c.fence == sa.bindparam("held_fence"))
+
+
+def _holding(job: Job) -> dict[str, Any]:
+    """Parameters of `_HELD`."""
+    return {"held_id": job.id, "held_fence": job.fence}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,22 +33,42 @@ def note(
     detail: str | None = None,
 ) -> None:
     """A line in a job's audit trail."""
-    values = {"job_id": job_id, "at": at, "what": what, "state": state, "fence": fence, "worker": worker}
-    connection.execute(sa.insert(EVENTS).values(detail=detail[:_DETAIL] if detail else None, **values))
+    values = {"job_id": job_id, "what": what, "state": state, "fence": fence, "worker": worker, "detail": detail[:_DETAIL] if detail else None}
+    connection.execute(_noting(at), values)
 
 
-def inserted(connection: Connection, values: dict[str, Any]) -> bool:
+# Built once: building a statement costs more than having SQLite run it.
+@lru_cache(maxsize=4)
+def _noting(at: sa.ColumnElement[float]) -> sa.Insert:
+    return sa.insert(EVENTS).values(at=at)
+
+
+def inserted(connection: Connection, created: sa.ColumnElement[float], values: dict[str, Any]) -> bool:
     """Insert a job unless its id or its key is taken."""
-    if connection.dialect.name == "postgresql":
+    return connection.execute(_inserting(connection.dialect.name, created), values).first() is not None
+
+
+@lru_cache(maxsize=4)
+def _inserting(dialect: str, created: sa.ColumnElement[float]) -> sa.Executable:
+    if dialect == "postgresql":
         from sqlalchemy.dialects.postgresql import insert
     else:
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
-    return connection.execute(insert(JOBS).values(values).on_conflict_do_nothing().returning(JOBS.c.number)).first() is not None
+    return insert(JOBS).values(created=created).on_conflict_do_nothing().returning(JOBS.c.number)
 
 
 def one(connection: Connection, where: sa.ColumnElement[bool]) -> Job | None:
     """The newest job of which `where` is true."""
     row = connection.execute(sa.select(*COLUMNS).where(where).order_by(JOBS.c.number.desc()).limit(1)).mappings().first()
+    return None if row is None else job(row)
+
+
+_BY_ID = sa.select(*COLUMNS).where(JOBS.c.id == sa.bindparam("wanted"))
+
+
+def by_id(connection: Connection, job_id: str) -> Job | None:
+    """The job of an id."""
+    row = connection.execute(_BY_ID, {"wanted": job_id}).mappings().first()
     return None if row is None else job(row)
 
 
