@@ -1,0 +1,141 @@
+"""A reader's decisions: data that holds for lesions as they were measured, applied anew each time, and refused where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isocenter.analysis.case import Found, MeasuredVisit, assemble
+from isocenter.analysis.case_edits import Edits, check, edited, effective, in_order, track_names
+from isocenter.analysis.lesions import lesions
+from isocenter.core.errors import NotFoundError, UsageError
+from isocenter.core.geometry import Grid
+from isocenter.core.patient import Patient, TherapyEvent, Timepoint
+
+GRID = Grid((30, 60, 60), (1.5, 1.5, 2.0))
+
+
+def visit(name: str, day: float, *places: tuple[float, float, float, float]) -> MeasuredVisit:
+    z, y, x = np.ogrid[:30, :60, :60]
+    mask = np.zeros(GRID.shape, np.uint8)
+    for a, b, c, radius in places:
+        mask[(2 * (z - a)) ** 2 + (1.5 * (y - b)) ** 2 + (1.5 * (x - c)) ** 2 <= radius**2] = 1
+    found = tuple(Found(f"lesion-{k + 1}", size, organ="liver") for k, size in enumerate(lesions(mask, GRID)))
+    return MeasuredVisit(Timepoint(name, day), found, GRID.spacing)
+
+
+@pytest.fixture(scope="module")
+def visits() -> list[MeasuredVisit]:
+    three = (10, 15, 15, 12), (10, 45, 45, 9), (20, 15, 45, 8)
+    return [visit("a", 0, *three), visit("b", 40, *three), visit("c", 80, *three)]
+
+
+def case(visits: list[MeasuredVisit], edits: Edits) -> object:
+    here = edited(visits, edits)
+    holds = effective(here, edits)
+    return assemble(Patient("P", tuple(v.timepoint for v in here)), here, corrections=holds.links, roles=holds.roles, growing=False)
+
+
+def test_edits_are_plain_data_and_come_back() -> None:
+    therapy = TherapyEvent("t", "x", 1.0, 9.0)
+    edits = (
+        Edits()
+        .linked(("a", "1"), ("b", "2"), True, "me")
+        .named(("a", "1"), "  liver   dome ")
+        .with_role(("a", "1"), False)
+        .with_measurement(("b", "2"), {"longest_mm": 12})
+        .without(("c", "3"))
+        .with_therapy(therapy)
+    )
+    assert Edits.of(json.loads(json.dumps(edits.as_dict()))) == edits
+    assert edits.names == {("a", "1"): "liver dome"}
+    undone = edits.with_role(("a", "1"), None).named(("a", "1"), "").with_measurement(("b", "2"), {"longest_mm": None}).without(("c", "3"), False)
+    assert undone == Edits(links=edits.links, therapies=(therapy,))
+    with pytest.raises(NotFoundError):
+        edits.without_therapy("other")
+    assert edits.without_therapy("t").therapies == ()
+
+
+def test_a_link_replaces_what_contradicts_it() -> None:
+    edits = Edits().linked(("a", "1"), ("b", "1"), True).linked(("a", "1"), ("b", "2"), True)
+    assert [(c.before, c.after) for c in edits.links] == [(("a", "1"), ("b", "2"))]
+    assert [c.same for c in edits.linked(("a", "1"), ("b", "2"), False).links] == [False]
+
+
+@pytest.mark.parametrize(
+    "figures", [{}, {"longest_mm": 0}, {"longest_mm": float("nan")}, {"longest_mm": 1e9}, {"mean": 1.0}, {"volume_mm3": True}], ids=str
+)
+def test_figures_that_cannot_be(figures: dict[str, float | None]) -> None:
+    with pytest.raises(UsageError):
+        Edits().with_measurement(("a", "1"), figures)
+
+
+def test_the_case_follows(visits: list[MeasuredVisit]) -> None:
+    from isocenter.analysis.case import Case
+
+    plain = case(visits, Edits())
+    assert isinstance(plain, Case)
+    assert plain.targets == ("L1", "L2"), "two an organ, the largest"
+    smaller = case(visits, Edits().with_role(("a", "lesion-1"), False))
+    assert isinstance(smaller, Case)
+    assert smaller.targets == ("L2", "L3")
+    wanted = case(visits, Edits().with_role(("b", "lesion-3"), True))
+    assert isinstance(wanted, Case)
+    assert wanted.targets == ("L3", "L1")
+    grown = case(visits, Edits().with_measurement(("c", "lesion-1"), {"longest_mm": 90}))
+    assert isinstance(grown, Case)
+    assert str(grown.responses["recist_1.1"][-1].category) == "PD"
+    lesion = grown.at("c")[0]
+    assert (lesion.method, lesion.reasons["longest_mm"]) == ("drawn", "set by a reader")
+    gone = case(visits, Edits().without(("a", "lesion-2")).with_role(("a", "lesion-2"), True).linked(("a", "lesion-2"), ("b", "lesion-2"), True))
+    assert isinstance(gone, Case)
+    assert len(gone.at("a")) == 2, "what concerns a lesion that is gone changes nothing"
+    apart = Edits().linked(("a", "lesion-1"), ("b", "lesion-1"), False).named(("b", "lesion-1"), "new one")
+    parted = case(visits, apart)
+    assert isinstance(parted, Case)
+    assert parted.graph.track_of("a", "lesion-1") != parted.graph.track_of("b", "lesion-1")
+    assert track_names(apart, parted.graph) == {parted.graph.track_of("b", "lesion-1"): "new one"}
+
+
+def test_what_the_rules_forbid_is_refused(visits: list[MeasuredVisit]) -> None:
+    both = Edits().with_role(("a", "lesion-1"), True).with_role(("a", "lesion-2"), True).with_role(("a", "lesion-3"), True)
+    with pytest.raises(UsageError, match="two an organ"):
+        case(visits, both)
+    small = Edits().with_measurement(("a", "lesion-3"), {"longest_mm": 8, "short_axis_mm": 5}).with_role(("a", "lesion-3"), True)
+    with pytest.raises(UsageError, match="too small"):
+        case(visits, small)
+    late = [replace(visits[0], found=visits[0].found[:2] if visits[0].found else ()), *visits[1:]]
+    with pytest.raises(UsageError, match="not there at baseline"):
+        case(late, Edits().with_role(("b", "lesion-3"), True))
+
+
+def test_lesions_and_visits_that_are_there(visits: list[MeasuredVisit]) -> None:
+    assert in_order(visits, ("b", "lesion-1"), ("a", "lesion-1")) == (("a", "lesion-1"), ("b", "lesion-1"))
+    with pytest.raises(UsageError, match="neighbouring"):
+        in_order(visits, ("a", "lesion-1"), ("c", "lesion-1"))
+    with pytest.raises(NotFoundError):
+        check(visits, Edits(), ("a", "lesion-9"))
+    with pytest.raises(NotFoundError):
+        in_order(visits, ("a", "lesion-1"), ("z", "lesion-1"))
+    with pytest.raises(UsageError, match="short axis"):
+        check(visits, Edits().with_measurement(("a", "lesion-1"), {"longest_mm": 5}), ("a", "lesion-1"))
+
+
+@pytest.mark.parametrize(
+    "therapy",
+    [
+        TherapyEvent("t", "x", 5.0, 1.0),
+        TherapyEvent("t", "x", float("nan")),
+        TherapyEvent("t", "x", 1e9),
+        TherapyEvent("t", "x", 1.0, dose=1000.0),
+        TherapyEvent("t", "x", 1.0, dose=-1.0),
+        TherapyEvent("t", "x", 1.0, onset_days=float("inf")),
+    ],
+    ids=str,
+)
+def test_absurd_treatment_is_refused(therapy: TherapyEvent) -> None:
+    with pytest.raises(UsageError):
+        Edits().with_therapy(therapy)
