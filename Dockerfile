@@ -1,25 +1,26 @@
 # syntax=docker/dockerfile:1
-# The server and the worker for NVIDIA GPUs: ONNX Runtime with CUDA 12 (driver 525 or newer). For models that need torch build
-# with --build-arg EXTRAS=fast,cluster,reports,torch.
-FROM nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04 AS build
+# The server and the worker for NVIDIA GPUs, CUDA 12 (driver 525 or newer). NVIDIA's libraries come as packages, only those that are
+# used: half of what the runtime image holds. For models that need torch build with --build-arg EXTRAS=fast,cluster,reports,torch.
+FROM nvidia/cuda:12.8.1-base-ubuntu24.04 AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3=3.12.* python3-venv=3.12.* \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends binutils=2.42-* python3=3.12.* python3-venv=3.12.* \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml constraints.txt overrides.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt constraints-gpu.txt overrides.txt README.md LICENSE ./
 COPY src ./src
 ARG EXTRAS=fast,cluster,reports
 # Exactly one ONNX Runtime: the two packages overwrite each other's files.
-RUN grep -viE '^(onnxruntime|torch)==' constraints.txt > /tmp/constraints.txt \
+RUN { grep -viE '^(onnxruntime|torch)==' constraints.txt; cat constraints-gpu.txt; } > /tmp/constraints.txt \
  && python3 -m venv /opt/isocenter \
- && /opt/isocenter/bin/pip install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.txt ".[${EXTRAS}]" \
- && /opt/isocenter/bin/pip uninstall --yes onnxruntime \
- && /opt/isocenter/bin/pip install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.txt "onnxruntime-gpu>=1.20" \
+ && /opt/isocenter/bin/pip install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.txt ".[${EXTRAS}]" "onnxruntime-gpu[cuda,cudnn]" \
+ && /opt/isocenter/bin/pip uninstall --yes onnxruntime onnxruntime-gpu \
+ && /opt/isocenter/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -c /tmp/constraints.txt onnxruntime-gpu \
  && find /opt/isocenter -depth -name tests -type d -exec rm -rf {} + \
- && find /opt/isocenter -depth -name __pycache__ -type d -exec rm -rf {} +
+ && find /opt/isocenter -depth -name __pycache__ -type d -exec rm -rf {} + \
+ && find /opt/isocenter -name '*.so' -size +1M -not -path '*.libs/*' -not -path '*/nvidia/*' -not -path '*/torch/*' -exec strip --strip-unneeded {} +
 
-FROM nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04
+FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3=3.12.* \
  && rm -rf /var/lib/apt/lists/* \
@@ -27,7 +28,10 @@ RUN apt-get update \
  && mkdir -p /data /code/studies /code/predictions \
  && chown -R isocenter /data /code
 COPY --from=build /opt/isocenter /opt/isocenter
+# ONNX Runtime looks for CUDA's libraries where the loader does.
+ENV NVIDIA_LIBRARIES=/opt/isocenter/lib/python3.12/site-packages/nvidia
 ENV PATH=/opt/isocenter/bin:$PATH \
+    LD_LIBRARY_PATH=$NVIDIA_LIBRARIES/cublas/lib:$NVIDIA_LIBRARIES/cuda_nvrtc/lib:$NVIDIA_LIBRARIES/cuda_runtime/lib:$NVIDIA_LIBRARIES/cudnn/lib:$NVIDIA_LIBRARIES/cufft/lib:$NVIDIA_LIBRARIES/curand/lib:$NVIDIA_LIBRARIES/nvjitlink/lib:/usr/local/nvidia/lib64 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -58,6 +58,7 @@ def test_dockerfiles_are_clean(file: Path) -> None:
     for source in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.M):
         for name in source.split():
             assert (ROOT / name).exists(), f"{name} is copied but not there"
+            assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines(), f"{name} is copied but does not reach the engine"
 
 
 @pytest.mark.parametrize("names", [pytest.param(s, id="+".join(s)) for s in SETS])
@@ -94,6 +95,17 @@ def test_names_of_the_documents_stay() -> None:
     # Copies and no links: links do not survive every way in which a folder is copied.
     for name in ("backend/Dockerfile", "monai-label/Dockerfile", "Dockerfile"):
         assert (ROOT / name).read_text() == (ROOT / "Dockerfile.gpu").read_text(), f"cp Dockerfile.gpu {name}"
+
+
+def test_the_gpu_image_takes_one_cuda() -> None:
+    """ONNX Runtime, torch and NVIDIA's libraries are pinned together, and the loader is told where each of them lies."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints-gpu.txt").read_text().splitlines() if not line.startswith("#"))
+    text = (ROOT / "Dockerfile.gpu").read_text()
+    libraries = re.findall(r"\$NVIDIA_LIBRARIES/(\w+)/lib", text)
+    assert {f"nvidia-{name.replace('_', '-')}-cu12" for name in libraries} == {name for name in pins if name.startswith("nvidia-")}
+    assert {"onnxruntime-gpu", "torch"} <= set(pins)
+    cuda = re.findall(r"nvidia/cuda:(\d+\.\d+)", text)
+    assert set(cuda) == {".".join(pins["nvidia-cuda-runtime-cu12"].split(".")[:2])}
 
 
 def test_variables_are_settings() -> None:
