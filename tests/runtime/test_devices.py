@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from isocenter.core.settings import Settings
 from isocenter.runtime import cgroups, devices
-from isocenter.runtime.devices import Device, unbuilt, visible
+from isocenter.runtime.devices import Device, Machine, unbuilt, visible
 from isocenter.runtime.environment import GIB
 from isocenter.runtime.fleet import Fleet
+from isocenter.runtime.options import Options
 
 LISTING = """GPU-aaa1, Tesla T4, 15360, 15000, 7.5
 GPU-aab2, NVIDIA A100-SXM4-40GB, 40960, 100, 8.0
@@ -78,6 +80,14 @@ def test_a_broken_torch_leaves_the_processor(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(devices, "detect", broken)
     assert Fleet().machine.usable == ()
+
+
+def test_processes_that_share_a_machine_take_a_part_each() -> None:
+    machine = Machine(Device("cpu", "cpu", "processor", 16 * GIB, 16 * GIB), (), 8)
+    alone, half, tenth = (Fleet(Options(share=share, memory_headroom=2 * GIB), machine) for share in (1, 2, 10))
+    assert (alone.cores, half.cores, tenth.cores) == (8, 4, 1)
+    assert half.ledger("cpu").budget == alone.ledger("cpu").budget // 2 == 7 * GIB
+    assert Options.of(Settings(machine_share=3)).share == 3
 
 
 def test_platform() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,9 @@ def worker(device: Device = "cpu", concurrency: Concurrency = None, queue: Queue
     logs.configure(chosen)
     role = queue.value if queue else role_of(device)
     count = concurrency or chosen.job_workers or (2 if role_of(device) == "cpu" else 1)
+    if chosen.machine_share == 1:
+        # Two processes that each compute in as many threads as there are cores would only get in each other's way.
+        os.environ["ISOCENTER_MACHINE_SHARE"] = str(count)
     providers = chosen.effective_onnx_providers  # finding out writes the lines that the documented check greps for
     structlog.get_logger("isocenter.jobs").info("Waiting for jobs", device=device, queue=role, processes=count, onnx=providers)
     if chosen.redis_url is not None or count > 1:
@@ -83,8 +87,6 @@ def _handler(device: str) -> Handler:
 
 def _work(device: str, role: str) -> None:
     """One job at a time, in this process."""
-    import os
-
     from isocenter.cli.chosen import settings
     from isocenter.jobs.backend import Backend
     from isocenter.jobs.processes import run_until_stopped

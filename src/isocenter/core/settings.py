@@ -214,6 +214,12 @@ class Settings(Limits):
         ge=0,
         description="Jobs at once: of a server that works on them itself (1; 0 for none; none with a broker), of a worker (2; on a GPU 1).",
     )
+    machine_share: int = Field(
+        1,
+        ge=1,
+        description="Processes like this one that share the machine: each takes its part of the cores and of the memory. `isocenter worker` sets it "
+        "for the processes that it starts.",
+    )
     job_lease: float = Field(60.0, ge=0.2, description="Seconds after its worker's last sign of life that a job is given to another.")
     job_attempts: int = Field(3, ge=1, description="How often a job is tried whose worker dies or runs out of memory.")
     job_timeout: float = Field(

@@ -100,8 +100,8 @@ class Fleet:
 
     @property
     def cores(self) -> int:
-        """Cores that models may use."""
-        return usable_cores() if self._machine is None else self._machine.cores
+        """Cores that models of this process may use: its share of the machine's."""
+        return max(1, (usable_cores() if self._machine is None else self._machine.cores) // self.options.share)
 
     @property
     def profile(self) -> Profile:
@@ -276,7 +276,7 @@ class Fleet:
         room = min(device.free, device.total)
         if device.kind == "cpu":
             room -= min(options.caches, room // 4)
-        return room, margin
+        return room // options.share, margin // options.share
 
     def _sizes(self, spec: ModelSpec, precision: str, kind: str) -> tuple[int, int]:
         """Measured sizes, but never more than the processor has: its measure is a rough one and must not turn a model away."""

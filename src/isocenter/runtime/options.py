@@ -20,7 +20,7 @@ class Options:
 
     memory_budget, memory_headroom: bytes on each accelerator (without one, of the computer), None to find out.
     inference_seconds: what one answer may take; lease_seconds: how long one may wait for a model; None for no end.
-    batch: slices at once, 0 for as many as memory allows.
+    batch: slices at once, 0 for as many as memory allows. share: processes like this one on this machine.
     """
 
     profile: str = "auto"
@@ -36,6 +36,7 @@ class Options:
     engine: str = "auto"
     providers: tuple[str, ...] = ()
     arena_bytes: int | None = None
+    share: int = 1
 
     @classmethod
     def of(cls, settings: Settings) -> Options:
@@ -60,6 +61,7 @@ class Options:
             engine=settings.onnx_engine,
             providers=settings.onnx_providers,
             arena_bytes=settings.gpu_memory_limit,
+            share=settings.machine_share,
         )
 
     def profile_for(self, machine: Machine) -> Profile:
