@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from isocenter.core.settings import Settings
 from isocenter.demo.patient import write_study
 from isocenter.http.app import create_app
+from isocenter.io import picture
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, track
 from tests.http.test_patients import BASE, ended
@@ -92,6 +93,29 @@ def test_a_question_is_answered_or_refused_and_kept(client: TestClient, patient:
     assert "Question: Did L1 grow?" in told["provenance"]["prompt"]
     assert client.get(f"{patient}/narratives").json()["data"][0]["id"] == told["id"]
     assert client.post(f"{patient}/ask", json={"question": "x", "model": "medsiglip"}).status_code == 400
+
+
+def test_pictures_are_described_in_their_order(client: TestClient, ct_nifti: bytes) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40, 50), dtype=np.uint8) for _ in range(2)]
+    files = [("file", (f"{k}.png", picture.png(p))) for k, p in enumerate(pictures)]
+    told = client.post("/api/v1/describe", files=files).json()
+    assert (told["model"], told["dimensions"]) == ("medsiglip", 32)
+    vectors = np.array(told["vectors"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    again = client.post("/api/v1/describe", files=files[::-1]).json()["vectors"]
+    np.testing.assert_allclose(again, vectors[::-1], atol=1e-4)
+    scan = {"file": ("ct.nii.gz", ct_nifti)}
+    slices = [client.post("/api/v1/describe", files=scan, data={"slice": str(k), "modality": "CT"}).json()["vectors"][0] for k in (5, 24)]
+    middle = client.post("/api/v1/describe", files=scan, data={"modality": "CT"}).json()["vectors"][0]
+    np.testing.assert_allclose(middle, slices[1], atol=1e-5)
+    assert slices[0] != slices[1]
+    for data in ({"slice": "48"}, {"slice": "-1"}, {"model": "geodesic"}):
+        assert client.post("/api/v1/describe", files=scan, data=data).status_code == 400, data
+    assert client.post("/api/v1/describe", files=scan, data={"model": "none"}).status_code == 404
+    assert client.post("/api/v1/describe", data={"slice": "1"}).status_code == 422
+    assert client.post("/api/v1/describe", files=[("file", ("x.png", b"no"))]).status_code == 415
+    assert client.post("/api/v1/describe", files=[("file", (f"{k}.png", b"no")) for k in range(65)]).status_code == 413
 
 
 def test_the_command_line_describes_lesions_too(models: Path, study: Path, tmp_path: Path) -> None:

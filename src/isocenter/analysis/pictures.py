@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from isocenter.analysis.lesions import LesionSize
 from isocenter.analysis.preprocess import CT_CENTRE, CT_WIDTH
+from isocenter.core.errors import UsageError
 from isocenter.core.geometry import axes_towards
 from isocenter.core.volume import Volume
 
@@ -38,3 +39,19 @@ def lesion_picture(scan: Volume, size: LesionSize) -> NDArray[np.uint8]:
         if flips[axes.index(axis)] != (axes.index(axis) == 0):
             shown = np.flip(shown, position)
     return np.ascontiguousarray(np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def slice_picture(scan: Volume, index: int | None = None) -> NDArray[np.uint8]:
+    """(rows, columns) uint8: a slice of a scan as its file stores it, the middle one by default, in the same window as `lesion_picture`.
+
+    An 8-bit picture is left as it is. Raises `UsageError` for a slice that is not there.
+    """
+    count = scan.shape[0]
+    if index is not None and not 0 <= index < count:
+        raise UsageError(f"the scan has the slices 0 to {count - 1}")
+    image = scan.array[count // 2 if index is None else index]
+    if image.dtype == np.uint8 and scan.unit != "HU":
+        return np.ascontiguousarray(image)
+    values = np.nan_to_num(image.astype(np.float32))
+    low, high = (CT_CENTRE - CT_WIDTH / 2, CT_CENTRE + CT_WIDTH / 2) if scan.unit == "HU" else np.percentile(values, [1, 99])
+    return np.ascontiguousarray(np.clip((values - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)

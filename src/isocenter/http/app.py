@@ -19,6 +19,7 @@ from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
 from isocenter.http import (
     biomedparse,
+    describe,
     errors,
     idle,
     inference,
@@ -98,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(operations.router)
     app.include_router(system.router)
     app.include_router(native.router)
+    app.include_router(describe.router)
     app.include_router(biomedparse.router)
     app.include_router(biomedparse.files)
     app.include_router(monailabel.router)
