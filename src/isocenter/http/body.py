@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from isocenter.core.errors import InputError, LimitError
@@ -16,8 +18,10 @@ from isocenter.io.upload import Upload
 
 MAX_FIELD_BYTES = 4 * 1024 * 1024
 MAX_PARTS = 10_000
-#: File bytes that are written at a time; twice this is held at the most.
-BATCH_BYTES = 2 * 1024 * 1024
+#: File bytes that are written at a time; one batch is written while the next one is filled.
+BATCH_BYTES = 1024 * 1024
+#: Room in a batch for the piece that makes it full.
+SLACK_BYTES = 512 * 1024
 
 
 @dataclass
@@ -53,6 +57,7 @@ class _Reader:
         #: Bytes of files that are parsed and not yet written, in order; None ends a file.
         self.pending: list[tuple[Upload, memoryview | None]] = []
         self.pending_bytes = 0
+        self._batches: list[NDArray[np.uint8]] = []
         self.parser = MultipartParser(
             boundary,
             {
@@ -93,13 +98,33 @@ class _Reader:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self.pending.append((self._file, memoryview(data)[start:end]))
-            self.pending_bytes += end - start
+            self._keep(self._file, memoryview(data)[start:end])
         elif self._text is not None:
             self._text_bytes += end - start
             if self._text_bytes > MAX_FIELD_BYTES:
                 raise LimitError("the form's text fields are too large", limit="form field bytes", value=MAX_FIELD_BYTES)
             self._text += data[start:end]
+
+    def _keep(self, file: Upload, piece: memoryview) -> None:
+        """Copied into a batch, so that the network's own small buffer is free again and stays in the processor's cache."""
+        if not self._batches:
+            self._batches = [np.empty(BATCH_BYTES + SLACK_BYTES, np.uint8) for _ in range(2)]
+        first, last = self.pending_bytes, self.pending_bytes + len(piece)
+        batch = self._batches[0].data
+        if last <= len(batch):
+            batch[first:last] = piece
+            piece = batch[first:last]
+            if self.pending and self.pending[-1][0] is file and (before := self.pending[-1][1]) is not None and before.obj is batch.obj:
+                piece = batch[first - len(before) : last]
+                self.pending.pop()
+        self.pending.append((file, piece))
+        self.pending_bytes = last
+
+    def take(self) -> list[tuple[Upload, memoryview | None]]:
+        """What is pending; the batch taken before must be written."""
+        taken, self.pending, self.pending_bytes = self.pending, [], 0
+        self._batches.reverse()
+        return taken
 
     def _end(self) -> None:
         if self._file is not None:
@@ -156,8 +181,7 @@ async def _flush(reader: _Reader, writing: asyncio.Future[None] | None) -> async
     """Have a thread write what is pending, once the batch before it is written: the disk and the network work side by side."""
     if writing is not None:
         await writing
-    batch, reader.pending, reader.pending_bytes = reader.pending, [], 0
-    return asyncio.get_running_loop().run_in_executor(None, _write, batch)
+    return asyncio.get_running_loop().run_in_executor(None, _write, reader.take())
 
 
 def _write(batch: list[tuple[Upload, memoryview | None]]) -> None:

@@ -92,7 +92,9 @@ def run(settings: Settings) -> None:
     for sock in sockets:
         log.info(f"Listening on http://{settings.host}:{sock.getsockname()[1]}")
     app = create_app(settings)
-    config = uvicorn.Config(app, http=protocol.choose(), log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none")
+    config = uvicorn.Config(
+        app, http=protocol.choose(), log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False, lifespan="on", ws="none"
+    )
     server = _Draining(config, app)
     app.state.stop = lambda: setattr(server, "should_exit", True)
     # uvicorn raises the signal that ended it once more when all is done: to be stopped is no failure.
