@@ -235,6 +235,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(tmp_path: Path, post
         patient.terminate()
         assert patient.wait(60) == 0, logs[0].read_text()
         assert "Traceback" not in logs[0].read_text()
+        assert "alembic" not in logs[0].read_text()
     finally:
         patient.kill()
         patient.wait()

@@ -30,6 +30,8 @@ def configure(settings: Settings) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
+    for name in ("alembic", "highdicom", "pynetdicom"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))  # they tell of each step, and of what they were sent
     # Access lines hold query strings, which may name a patient's study.
     logging.getLogger("uvicorn.access").disabled = True
     structlog.configure(
