@@ -18,7 +18,10 @@ RUN { grep -viE '^(onnxruntime|torch)==' constraints.txt; cat constraints-gpu.tx
  && /opt/isocenter/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -c /tmp/constraints.txt onnxruntime-gpu \
  && find /opt/isocenter -depth -name tests -type d -exec rm -rf {} + \
  && find /opt/isocenter -depth -name __pycache__ -type d -exec rm -rf {} + \
- && find /opt/isocenter -name '*.so' -size +1M -not -path '*.libs/*' -not -path '*/nvidia/*' -not -path '*/torch/*' -exec strip --strip-unneeded {} +
+ && find /opt/isocenter -name '*.so' -size +1M -not -path '*.libs/*' -not -path '*/nvidia/*' -not -path '*/torch/*' -exec strip --strip-unneeded {} + \
+ && find /opt/isocenter -name '*nvrtc*.alt.so*' -delete
+# cuDNN's recurrent layers and attention, a fourth of it, are loaded by nothing but torch: segmentation networks have neither.
+RUN case ",${EXTRAS}," in *,torch,*|*,nnunet,*|*,nninteractive,*) ;; *) find /opt/isocenter -name 'libcudnn_adv.so*' -delete ;; esac
 
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 RUN apt-get update \
