@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from isocenter.core.errors import UsageError
 from isocenter.core.settings import Settings
 from isocenter.store.database import Database, url_of
-from isocenter.store.vectors import PGVECTOR, BlobVectors, ServerVectors, Vectors, open_vectors
+from isocenter.store.vectors import PGVECTOR, BlobVectors, IndexedVectors, ServerVectors, Vectors, open_vectors
 from tests.jobs import servers
 from tests.jobs.conftest import new_database
 
@@ -35,11 +35,11 @@ def database(url: str) -> Database:
     return Database(url_of(Settings(database_url=url)))
 
 
-@pytest.fixture(params=["sqlite", "postgresql blobs", "pgvector", "ruvector"])
+@pytest.fixture(params=["sqlite", "sqlite by graph", "postgresql blobs", "pgvector", "ruvector"])
 def vectors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Vectors]:
-    if request.param == "sqlite":
+    if request.param.startswith("sqlite"):
         made = database(f"sqlite:///{tmp_path}/v.db")
-        yield BlobVectors(made)
+        yield open_vectors(made, "ruvector" if request.param.endswith("graph") else "exact")
         made.close()
         return
     server: servers.Postgres = request.getfixturevalue("postgres")
@@ -108,6 +108,32 @@ def test_what_cannot_be_kept_is_refused(vectors: Vectors) -> None:
         vectors.search("a", np.ones(4))
     with pytest.raises(UsageError, match="3 numbers"):
         vectors.add("a", "other", np.ones(4))
+
+
+def test_those_whose_keys_begin_alike_go_together(vectors: Vectors) -> None:
+    for key in ("P1:a", "P1:b", "p1:a", "P10:a", "P_:a"):
+        vectors.add("a", key, np.ones(3))
+    assert vectors.delete("a", beginning="P1:") == 2
+    assert vectors.delete("a", beginning="P_") == 1
+    assert {h.key for h in vectors.search("a", np.ones(3))} == {"p1:a", "P10:a"}
+
+
+def test_the_graph_proposes_and_the_vectors_decide(tmp_path: Path) -> None:
+    made = database(f"sqlite:///{tmp_path}/v.db")
+    exact, graph = BlobVectors(made), IndexedVectors(made)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 32))
+    table = np.repeat(centres, 20, axis=0) + 0.3 * rng.standard_normal((800, 32))
+    table = (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+    graph.add("a", "first", table[0])
+    rows = [{"collection": "a", "key": f"k{i}", "facts": "{}", "vector": v.tobytes()} for i, v in enumerate(table)]
+    made.write(lambda connection: connection.execute(sa.insert(exact._rows), rows))
+    graph.delete("a", "first")
+    found = [({h.key for h in graph.search("a", q)}, {h.key for h in exact.search("a", q)}) for q in centres]
+    assert np.mean([len(a & b) / len(b) for a, b in found]) > 0.9
+    graph.add("a", "new", centres[0])
+    assert graph.search("a", centres[0], 1)[0].key == "new", "made anew when the collection changes"
+    made.close()
 
 
 def test_another_process_sees_it(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ class Settings(Limits):
     postgres_user: str = Field("postgres", validation_alias=_also("postgres_user", "POSTGRES_USER"), description="PostgreSQL's user.")
     postgres_password: str = Field("", validation_alias=_also("postgres_password", "POSTGRES_PASSWORD"), description="PostgreSQL's password.")
     postgres_db: str = Field("isocenter", validation_alias=_also("postgres_db", "POSTGRES_DB"), description="PostgreSQL's database.")
+    vector_index: Literal["exact", "ruvector"] = Field(
+        "exact",
+        description="How vectors are searched where the database cannot do it: exactly, or through an approximate index of the package `ruvector`.",
+    )
     redis_url: str | None = Field(
         None,
         validation_alias=_also("redis_url", "REDIS_URL", "CELERY_BROKER_URL"),

@@ -66,7 +66,7 @@ class Patients:
     def similar(self) -> Similar:
         """The vectors; opened when they are first needed."""
         if self._similar is None:
-            self._similar = Similar(self.backend.database)
+            self._similar = Similar(self.backend.database, self.backend.settings.vector_index)
         return self._similar
 
     # 1. Somebody brings scans.

@@ -37,8 +37,8 @@ class Alike:
 class Similar:
     """The vectors of one database."""
 
-    def __init__(self, database: Database) -> None:
-        self.vectors: Vectors = open_vectors(database)
+    def __init__(self, database: Database, index: str = "exact") -> None:
+        self.vectors: Vectors = open_vectors(database, index)
 
     def index(self, known: Known) -> None:
         """Keep the vectors of a patient's lesions as they are now; those of before are forgotten."""
