@@ -206,6 +206,12 @@ def place(source: Path, target: Path) -> None:
             new.flush()
             os.fsync(new.fileno())
         partial.replace(target)
+        if os.name == "posix":  # its name too
+            descriptor = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

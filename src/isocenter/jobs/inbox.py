@@ -7,6 +7,7 @@ destinations until each of them has kept the result.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -91,7 +92,8 @@ class Inbox:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if shutil.disk_usage(folder).free < self._settings.min_free_bytes:
                 raise StoreError("the disk is nearly full")
-            if len(list(folder.glob("*.dcm"))) >= min(self._settings.max_archive_members, self._settings.max_frames):
+            images = sum(name.endswith(".dcm") for name in os.listdir(folder))
+            if images >= min(self._settings.max_archive_members, self._settings.max_frames):
                 raise LimitError("the series has too many images", limit="max_archive_members", value=self._settings.max_archive_members)
         except OSError:
             raise StoreError("the disk is full or cannot be written to") from None
