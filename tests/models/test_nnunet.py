@@ -409,3 +409,55 @@ def test_input_and_options_that_it_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no plans\.json"):
         offer(tmp_path)
     assert isinstance(offer(PHANTOM), ModelSpec)
+
+
+def parts(folder: Path) -> Path:
+    """Two networks of different structures, as the archives of one task unpack beside each other."""
+
+    def named(*names: str) -> Callable[[Any], None]:
+        def change(both: Any) -> None:
+            both[1]["labels"] = {"background": 0} | {name: k for k, name in enumerate(names, start=1)}
+
+        return change
+
+    write_folder(folder / "Dataset001_organs" / "T__nnUNetPlans__3d_fullres", change=named("liver", "spleen", "kidney_left"))
+    write_folder(folder / "Dataset002_bones" / "T__nnUNetPlans__3d_fullres", change=named("rib_1", "rib_2", "rib_3"), folds=2)
+    return folder
+
+
+def told(name: str, **options: Any) -> Entry:
+    return Entry(name, "nnunet", "", "", options={"orientation": "RAS", **options})
+
+
+def test_parts_of_one_answer_are_one_answer(tmp_path: Path) -> None:
+    entry = told("total", parts=True)
+    place = parts(tmp_path / "total")
+    spec = offer(place, entry)
+    names = ("liver", "spleen", "kidney_left", "rib_1", "rib_2", "rib_3")
+    assert [(label.value, label.name) for label in spec.labels] == list(enumerate(names, start=1))
+    single = [offer(place / name, told(name)) for name in sorted(p.name for p in place.iterdir())]
+    assert spec.weights_bytes == sum(one.weights_bytes for one in single)
+    assert spec.resident_bytes["float32"] == sum(one.resident_bytes["float32"] for one in single)
+    volume = noise(GRIDS["flipped, swapped, anisotropic"])
+    seen: list[tuple[float, str]] = []
+    answer = loaded(place, entry).segment(volume, run=Run(lambda done, words: seen.append((done, words))))
+    first, second = (loaded(place / one.id, told(one.id)).segment(volume).mask for one in single)
+    assert first.any()
+    assert second.any()
+    # The later part has the voxels that both claim; its numbers go on where the first one's end.
+    assert np.array_equal(answer.mask, np.where(second > 0, second + 3, first))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert any("part 2 of 2" in words for _, words in seen)
+
+
+def test_networks_that_are_no_parts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="2 trained models"):
+        offer(parts(tmp_path / "several"))
+    same = tmp_path / "same"
+    for name in ("Dataset001_a", "Dataset002_b"):
+        write_folder(same / name / "T__nnUNetPlans__3d_fullres")
+    with pytest.raises(ModelError, match="name the same structure"):
+        offer(same, told("same", parts=True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="there are none"):
+        offer(tmp_path / "empty", told("empty", parts=True))

@@ -10,6 +10,9 @@ how its training data lay. A reader that reorients, the option `orientation` of 
 `dataset.json` say so, and scans are turned into it and masks back, exactly. TotalSegmentator's networks were trained on
 "RAS". Where nobody says, the scan goes in as it is stored, as nnU-Net itself does, and the answer has a note.
 
+A folder of several networks that know different structures is one model where the catalog says `parts`: TotalSegmentator's
+`total` consists of five.
+
 Not supported, and refused with a sentence: networks of several input images, second stages of cascades, trainers with
 networks of their own (Primus, MedNeXt). `postprocessing.pkl` is not read. Published weights were not at hand: what was
 tried are networks trained here, random ones of both kinds and files as nnU-Net's trainer writes them; that the
@@ -46,33 +49,37 @@ _OPTIONS: Mapping[str, Any] = {"mirror": True, "step": 0.5, "orientation": ""}
 def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
     """The spec of a trained-model folder; it may lie one or two folders below, as archives have it.
 
-    entry.options: configuration, folds, orientation, mirror, step, synonyms. Raises `ModelError` for an unusable folder.
+    entry.options: configuration, folds, orientation, mirror, step, synonyms, and `parts` for a folder of several networks whose
+    answers are one. Raises `ModelError` for an unusable folder.
     """
     known = dict(entry.options) if entry else {}
-    trained = _folder.read(folder, known)
-    size = sum(path.stat().st_size for path in trained.checkpoints)
-    scratch = _folder.scratch_bytes(trained)
+    parts = _folder.read_all(folder, known)
+    trained, labels = parts[0], _folder.joined(parts)
+    checkpoints = [path for part in parts for path in part.checkpoints]
+    sizes = [[path.stat().st_size for path in part.checkpoints] for part in parts]
+    # All folds are kept in memory and one of them in the network besides.
+    resident = sum(sum(size) + sum(size) // len(size) for size in sizes)
+    scratch = max(_folder.scratch_bytes(part) for part in parts)
     options = {name: known.get(name, default) for name, default in _OPTIONS.items()} | {"orientation": trained.orientation or ""}
-    kept = {name: known[name] for name in ("configuration", "folds") if name in known}
+    kept = {name: known[name] for name in ("configuration", "folds", "parts") if name in known}
     return ModelSpec(
         id=entry.id if entry else folder.name,
         version=(entry.revision[:12] if entry else "") or "1",
         task=Task.SEGMENT,
         factory="isocenter.models.nnunet:NNUNet",
-        description=(entry.description if entry else "") or f"nnU-Net {trained.name} with {len(trained.labels)} labels",
+        description=(entry.description if entry else "") or f"nnU-Net {trained.name} with {len(labels)} labels",
         modalities=(trained.modality,) if trained.modality else (),
         dimensions=(2, 3),
-        labels=trained.labels,
-        synonyms=_synonyms(trained.labels) | dict(known.get("synonyms") or {}),
+        labels=labels,
+        synonyms=_synonyms(labels) | dict(known.get("synonyms") or {}),
         options=options | kept,
         licence=(entry.licence if entry else "") or "unknown",
         citation=(entry.citation if entry else "") or _CITATION,
-        weights_sha256=_weights.sha256(trained.checkpoints),
-        weights_bytes=size,
+        weights_sha256=_weights.sha256(checkpoints),
+        weights_bytes=sum(map(sum, sizes)),
         weights=folder,
         packages=("torch", "nnunetv2"),
-        # All folds are kept in memory and one of them in the network besides.
-        resident_bytes={precision: size + size // len(trained.checkpoints) for precision in ("float32", "bfloat16", "float16")},
+        resident_bytes=dict.fromkeys(("float32", "bfloat16", "float16"), resident),
         scratch_bytes={"float32": scratch, "bfloat16": scratch, "float16": scratch},
         devices=("cpu", "cuda", "mps"),
     )
@@ -96,10 +103,10 @@ class _Asked:
 
 
 class NNUNet:
-    """One trained model. For one caller at a time."""
+    """One trained model, or several that are parts of one. For one caller at a time."""
 
     def __init__(self) -> None:
-        self._network: Network | None = None
+        self._networks: tuple[Network, ...] = ()
         self._context = ModelContext()
         self._defaults: dict[str, Any] = {}
 
@@ -115,28 +122,29 @@ class NNUNet:
         self._defaults = dict(context.spec.options) if context.spec else {}
         if context.device == "cpu":
             torch.set_num_threads(max(1, context.threads))
-        self._network = network.build(_folder.read(context.weights, self._defaults))
+        self._networks = tuple(network.build(part) for part in _folder.read_all(context.weights, self._defaults))
 
     def close(self) -> None:
         """Give its memory back."""
-        self._network = None
+        self._networks = ()
 
     def segment(self, volume: Volume, *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> LabelMap:
         """All its labels. options: `mirror` (average over flips, where training allowed it), `step` (of the tiles, 0..1) and
         `orientation` (three letters; "stored" for the scan as it is).
 
-        The tiles' size is part of the network; `run.batch` tiles are computed at once (1 by default, as nnU-Net does).
+        The tiles' size is part of the network; `run.batch` tiles are computed at once (1 by default, as nnU-Net does). Of several
+        parts each answers by itself; where two claim a voxel it is the later one's, as TotalSegmentator has it.
         Raises `UnsupportedError` for a modality that it was not trained on, `UsageError` for an option that it does not know.
         """
-        if self._network is None:
+        if not self._networks:
             raise ModelError("the model is not loaded")
-        network, trained = self._network, self._network.trained
+        trained, labels = self._networks[0].trained, _folder.joined([network.trained for network in self._networks])
         asked = self._asked(options or {})
         notes = _notes(volume, trained, asked)
-        mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in trained.labels) < 256 else np.uint16)
+        mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in labels) < 256 else np.uint16)
         scan = volume.array
         if not np.any(scan):
-            return LabelMap(mask, trained.labels, notes=(*notes, "the scan holds nothing but zeros"))
+            return LabelMap(mask, labels, notes=(*notes, "the scan holds nothing but zeros"))
         from isocenter.models._nnunet.predict import segment
 
         grid = volume.grid
@@ -146,17 +154,27 @@ class NNUNet:
             raise UnsupportedError("the scan holds voxels that are not finite numbers; replace them first")
         # A grid of the turned spacing: the axes of `reorient`, in (z, y, x).
         spacing = [float(volume.spacing_zyx[axis]) for axis in _axes(volume, target)]
-        answer = segment(
-            network,
-            array,
-            spacing,
-            device=self._context.device,
-            precision=self._context.precision,
-            mirror=asked.mirror,
-            step=asked.step,
-            run=run,
-        )
-        return LabelMap(np.ascontiguousarray(restore(answer, grid, target)), trained.labels, notes=notes)
+        first = 1
+        for number, network in enumerate(self._networks):
+            answer = segment(
+                network,
+                array,
+                spacing,
+                device=self._context.device,
+                precision=self._context.precision,
+                mirror=asked.mirror,
+                step=asked.step,
+                run=_share(run, number, len(self._networks)),
+            )
+            mine = np.ascontiguousarray(restore(answer, grid, target))
+            if len(self._networks) == 1:
+                return LabelMap(mine, labels, notes=notes)
+            values = sorted(label.value for label in network.trained.labels)
+            numbers = np.zeros(values[-1] + 1, mask.dtype)
+            numbers[values] = np.arange(first, first + len(values))
+            first += len(values)
+            np.copyto(mask, numbers[mine], where=mine != 0)
+        return LabelMap(mask, labels, notes=notes)
 
     def _asked(self, options: Mapping[str, Any]) -> _Asked:
         merged = {**_OPTIONS, **self._defaults, **options}
@@ -171,6 +189,13 @@ class NNUNet:
         if orientation not in ("", "stored") and not _folder.is_orientation(orientation):
             raise UsageError('orientation must be three letters such as "RAS", or "stored" for the scan as it is')
         return _Asked(mirror, float(step), "" if orientation == "stored" else orientation)
+
+
+def _share(run: Run, number: int, count: int) -> Run:
+    """The part of a run's progress that one of several networks makes."""
+    if count == 1:
+        return run
+    return Run(lambda done, message: run.progress((number + done) / count, f"part {number + 1} of {count}: {message}"), run.cancelled, run.batch)
 
 
 def _axes(volume: Volume, target: str) -> tuple[int, int, int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,29 @@ def read(folder: Path, options: Mapping[str, Any]) -> Trained:
         raise ModelError("plans.json or dataset.json is not as nnU-Net v2 writes it; models of nnU-Net v1 are not supported") from None
 
 
+def read_all(folder: Path, options: Mapping[str, Any]) -> tuple[Trained, ...]:
+    """The trained model in or below `folder`, or all of them in the order of their names, where `options` has `parts`: each then
+    knows some of the structures, and their answers are one. Raises `ModelError` for one that cannot be used here.
+    """
+    if not options.get("parts"):
+        return (read(folder, options),)
+    parts = tuple(read(place, options) for place in _all(folder))
+    names = [label.name for part in parts for label in part.labels]
+    if not parts or len(set(names)) != len(names):
+        raise ModelError("the folder's networks are no parts of one answer: there are none, or two of them name the same structure")
+    if len({(part.modality, part.orientation) for part in parts}) != 1:
+        raise ModelError("the folder's networks are no parts of one answer: they were trained on scans of different kinds")
+    return parts
+
+
+def joined(parts: Sequence[Trained]) -> tuple[Label, ...]:
+    """The labels of all parts, numbered on from part to part, which for TotalSegmentator's five is its own numbering 1 to 117."""
+    if len(parts) == 1:
+        return parts[0].labels
+    labels = [label for part in parts for label in sorted(part.labels, key=lambda label: label.value)]
+    return tuple(replace(label, value=number) for number, label in enumerate(labels, start=1))
+
+
 def _trained(folder: Path, plans: dict[str, Any], dataset: dict[str, Any], options: Mapping[str, Any]) -> Trained:
     name = _configuration(folder, plans, options)
     configuration = inherited(plans["configurations"], name)
@@ -99,15 +122,22 @@ def is_orientation(text: Any) -> bool:
 
 def find(folder: Path) -> Path:
     """The one folder in or below this one that holds a trained model."""
+    found = _all(folder)
+    if len(found) > 1:
+        raise ModelError(f"the folder holds {len(found)} trained models; give each a folder of its own")
+    if not found:
+        raise ModelError("the folder holds no plans.json beside a dataset.json, so it is no trained model of nnU-Net v2")
+    return found[0]
+
+
+def _all(folder: Path) -> list[Path]:
+    """The folders in or below this one that hold a trained model, at the first depth at which there are any, by name."""
     if not folder.is_dir():
         raise ModelError("there is no such folder; install the model again")
     for depth in range(_DEPTH):
-        found = sorted(p.parent for p in folder.glob("*/" * depth + "plans.json") if (p.parent / "dataset.json").is_file())
-        if len(found) > 1:
-            raise ModelError(f"the folder holds {len(found)} trained models; give each a folder of its own")
-        if found:
-            return found[0]
-    raise ModelError("the folder holds no plans.json beside a dataset.json, so it is no trained model of nnU-Net v2")
+        if found := sorted(p.parent for p in folder.glob("*/" * depth + "plans.json") if (p.parent / "dataset.json").is_file()):
+            return found
+    return []
 
 
 def read_json(path: Path) -> dict[str, Any]:
