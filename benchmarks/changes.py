@@ -68,14 +68,14 @@ def main() -> None:
     found = register(later, earlier, freedom=Freedom.RIGID)
     aligned = time.process_time()
     # The data's common space to the later scan: its masks are taken there, and what is found is taken back.
-    region = on(brain.array > 0, brain, later, np.linalg.inv(theirs[1]))
+    region = on(brain.array != 0, brain, later, np.asarray(np.linalg.inv(theirs[1]), dtype=np.float64))
     change = changes(later, earlier, found.matrix, region)
     ended = time.process_time()
     corners = np.stack(np.meshgrid((-60, 0, 60), (-45, 15, 75), (-60, -10, 40)), -1).reshape(-1, 3).astype(float)
     known = theirs[1] @ np.linalg.inv(theirs[0])
     apart = np.linalg.norm(corners @ (known - found.matrix)[:3, :3].T + (known - found.matrix)[:3, 3], axis=1).mean()
     print(f"registration: {apart:.2f} mm from the data's own over the head; {aligned - began:.1f} s, changes {ended - aligned:.1f} s of a core\n")
-    truth = expert.array > 0
+    truth = expert.array != 0
     back = theirs[1]
     print("| method | Dice | recall | precision | of the expert's regions | regions beside |\n|---|---|---|---|---|---|")
     print(row("changes", on(change.both, later, expert, back), truth))
@@ -88,15 +88,16 @@ def main() -> None:
         tries = [(on(np.abs(image) > t, later, expert, back), t) for t in range(20, 180, 10)]
         best, level = max(tries, key=lambda pair: 2 * int((pair[0] & truth).sum()) / int(pair[0].sum() + truth.sum()))
         print(row(f"{name} ({level})", best, truth))
-    level = float(raw[region].std() * 3)
-    print(row("difference image, 3 sd", on(np.abs(raw) > level, later, expert, back), truth))
+    usual = float(raw[region].std() * 3)
+    print(row("difference image, 3 sd", on(np.abs(raw) > usual, later, expert, back), truth))
 
 
 def _plain(earlier: Volume, later: Volume, matrix: NDArray[np.float64], region: Mask) -> NDArray[np.float64]:
     """Later minus earlier, medians made equal; nothing else."""
     to = np.linalg.inv(earlier.grid.affine_lps) @ np.linalg.inv(matrix) @ later.grid.affine_lps
     moved = ndimage.affine_transform(earlier.array.astype(np.float64), to[:3, :3][::-1, ::-1], to[:3, 3][::-1], output_shape=later.shape, order=1)
-    return np.where(region, later.array * (np.median(moved[region]) / np.median(later.array[region])) - moved, 0)
+    now = later.array.astype(np.float64)
+    return np.where(region, now * (np.median(moved[region]) / np.median(now[region])) - moved, 0)
 
 
 if __name__ == "__main__":

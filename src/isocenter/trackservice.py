@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from isocenter.core.prompts import Point, Text
 from isocenter.core.volume import Volume
 from isocenter.io import door, uids, visits, write
 from isocenter.io.visits import StudyFiles, VisitFiles
+from isocenter.models._kernel_cache import compile_ahead
 from isocenter.service import Service
 
 #: Anything that changes what a visit's files hold changes this.
@@ -88,6 +90,9 @@ def track(
     study = visits.read(place, service.settings)
     patient = Patient(study.patient_id, tuple(Timepoint(v.id, v.day, v.scan_date, v.modality) for v in study.visits), study.therapies)
     home = out / "processed" / study.patient_id
+    # While scans are read: the first time on a machine, growth would wait for its compiler.
+    compiling = Thread(target=compile_ahead, args=("isocenter.analysis.growth.warm",), daemon=True)
+    compiling.start()
     steps = 2 * len(study.visits) + 2
     measured_visits: list[MeasuredVisit] = []
     for k, visit in enumerate(study.visits):
@@ -102,6 +107,7 @@ def track(
             run.check((steps - 1.5) / steps, f"{visit.id}: describing lesions")
             _described(service, measured, home / visit.id, describing, run)
     run.check((steps - 1) / steps, "following lesions")
+    compiling.join()
     case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
     case = replace(case, notes=(*study.notes, *case.notes))
     _report(service, case, study, home, out, options, run, (steps - 0.5) / steps)

@@ -32,7 +32,7 @@ def head(lesions: list[NDArray[np.bool_]], seed: int) -> NDArray[np.float32]:
     image[ball(12, 32, 32, 9)] = 60
     for lesion in lesions:
         image[lesion] = 320
-    return (gaussian_filter(image, (0.2, 0.7, 0.7)) + np.random.default_rng(seed).normal(0, 8, SHAPE)).astype(np.float32)
+    return np.asarray(gaussian_filter(image, (0.2, 0.7, 0.7)) + np.random.default_rng(seed).normal(0, 8, SHAPE), dtype=np.float32)
 
 
 def volume(array: NDArray[np.float32], key: str) -> Volume:
@@ -105,8 +105,8 @@ def test_a_real_patient_against_an_expert(data: Path) -> None:
         moved = affine_transform(mask.astype(np.float32), to[:3, :3][::-1, ::-1], to[:3, 3][::-1], output_shape=target.shape, order=0)
         return np.asarray(moved > 0.5)
 
-    truth = expert.array > 0
-    region = on(brain.array > 0, brain, later, np.linalg.inv(common))
+    truth = expert.array != 0
+    region = on(brain.array != 0, brain, later, np.asarray(np.linalg.inv(common), dtype=np.float64))
     found = register(later, earlier, freedom=Freedom.RIGID)
     assert found.alike > 0.98
     change = changes(later, earlier, found.matrix, region)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_COMPILE = """
+_MODELS = """
 from isocenter.core.model import ModelContext
 from isocenter.models import registry
 for spec in registry.specs().values():
@@ -30,19 +30,22 @@ def folder() -> Path | None:
     return place
 
 
-def compile_ahead() -> None:
+def compile_ahead(*callers: str) -> None:
     """Fill an empty cache from a process of its own: the compiler leaves some 90 MB behind in the process that it ran in.
 
-    Nothing depends on its success; what it did not compile is compiled where it is needed.
+    callers: modules of the package whose `warm()` runs all kernels of theirs once; by default the weight-free models' are
+    compiled. Nothing depends on its success; what it did not compile is compiled where it is needed.
     """
     place = folder()
     if place is None:
         return
-    done = place / f"compiled-{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
+    program = "".join(f"import {name}\n{name}.warm()\n" for name in callers) or _MODELS
+    name = "".join(f"{name.removeprefix('isocenter.')}-" for name in callers)
+    done = place / f"compiled-{name}{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
     if done.exists():
         return
     try:
-        command = [sys.executable, "-c", _COMPILE]
+        command = [sys.executable, "-c", program]
         finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)  # noqa: S603 - our own code
     except (OSError, subprocess.SubprocessError):
         return

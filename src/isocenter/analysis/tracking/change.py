@@ -124,7 +124,7 @@ def _evened(before: Floats, after: Floats, inside: NDArray[np.bool_], spacing: N
 def _ball(radius_mm: float, spacing: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Voxels within a radius of the middle one."""
     reach = np.floor(radius_mm / spacing + 1e-6).astype(int)
-    offset = np.indices(2 * reach + 1).T - reach[::1]
+    offset = np.indices([int(2 * r + 1) for r in reach]).T - reach
     return np.asarray((((offset * spacing) ** 2).sum(axis=-1) <= radius_mm**2 + 1e-6).T)
 
 
