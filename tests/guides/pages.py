@@ -7,12 +7,12 @@ machine (Docker, a cloud, root) is looked up instead of run: files, services, bu
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import click
@@ -170,6 +170,12 @@ def _settings(name: str, value: str) -> None:
 def _isocenter(words: list[str]) -> None:
     if not words:
         return
+    if words[:2] == ["models", "pull"]:
+        from isocenter.models import catalog
+
+        for name in itertools.takewhile(lambda word: not word.startswith("-"), words[2:]):
+            if name not in catalog.entries():
+                raise WrongLineError(f"the catalog has no {name}")
     command: Any = typer.main.get_command(app)
     context = click.Context(command, info_name="isocenter")
     try:
@@ -193,7 +199,7 @@ def _docker(words: list[str]) -> None:
     elif what == "build":
         _build(rest)
     elif what == "run":
-        for flag, value in pairwise(rest):
+        for flag, value in itertools.pairwise(rest):
             if flag in ("-e", "--env") and value.partition("=")[0] not in variables() | OTHERS:
                 raise WrongLineError(f"nobody reads {value}")
             if flag == "-p" and not re.search(rf"^EXPOSE .*\b{value.rpartition(':')[2]}\b", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
@@ -231,7 +237,7 @@ def _compose(words: list[str]) -> None:
 
 
 def _build(words: list[str]) -> None:
-    flags = list(pairwise(words))
+    flags = list(itertools.pairwise(words))
     file = next((value for flag, value in flags if flag == "-f"), "Dockerfile")
     if not (ROOT / file).resolve().is_file() or words[-1] != ".":
         raise WrongLineError(f"there is no {file}")

@@ -124,6 +124,7 @@ def test_what_is_typed_here_would_work(name: str) -> None:
         ("docker run -p 9999:9999 x", "does not listen"),
         ("isocenter serve --no-such-flag", "no-such-flag"),
         ("isocenter models pool x", "pool"),
+        ("isocenter models pull sam9", "no sam9"),
         ("uvicorn backend.server:application", "has no application"),
         ("NOT_OURS=1 isocenter serve", "nobody reads NOT_OURS"),
         ("python missing.py", "there is no missing.py"),

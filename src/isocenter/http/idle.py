@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -60,5 +59,5 @@ async def watch(clock: IdleClock, limit: float, busy: Callable[[], bool]) -> Non
             clock.last = time.monotonic()
         elif clock.idle() >= limit:
             log.info("idle, so it ends", seconds=round(clock.idle()))
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # `os.kill` would end a process of Windows at once
             return
