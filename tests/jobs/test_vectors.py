@@ -5,6 +5,7 @@ ruvector itself is not here: its type and operator are made there out of pgvecto
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,11 +148,31 @@ def test_another_process_sees_it(tmp_path: Path) -> None:
     two.close()
 
 
-def test_the_index_is_used_where_it_can_be_made(postgres: servers.Postgres) -> None:
+def test_the_index_is_used_and_finds_a_collection_among_others(postgres: servers.Postgres) -> None:
     made = database(new_database(postgres))
     found = ServerVectors(made, PGVECTOR)
     found.add("a", "k", np.ones(8))
     assert found.indexed
+    rng = np.random.default_rng(0)
+    rows = [{"c": f"c{i % 50}", "k": f"k{i}", "v": str(rng.standard_normal(8).round(4).tolist())} for i in range(3000)]
+    insert = sa.text(f"INSERT INTO {found._table(8)} (collection, key, facts, v) VALUES (:c, :k, '{{}}', CAST(:v AS vector))")
+    made.write(lambda c: c.execute(insert, rows))
+    vectors = {r["k"]: np.array(json.loads(str(r["v"]))) for r in rows if r["c"] == "c7"}
+
+    def plan(connection: sa.Connection) -> str:
+        connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
+        connection.execute(sa.text("SET LOCAL enable_sort = off"))
+        near = "v <=> '[1,1,1,1,1,1,1,1]'"
+        told = sa.text(f"EXPLAIN SELECT key, {near} FROM {found._table(8)} WHERE collection = 'c7' ORDER BY {near} LIMIT 10")
+        return str(connection.execute(told).all())
+
+    assert f"{found._table(8)}_near" in made.read(plan)
+    for _ in range(5):
+        q = rng.standard_normal(8)
+        true = sorted(vectors, key=lambda k: -(vectors[k] @ q) / float(np.linalg.norm(vectors[k])))
+        hits = [h.key for h in found.search("c7", q, 20)]
+        assert len(hits) == 20
+        assert len(set(hits) & set(true[:20])) >= 18
     made.close()
 
 

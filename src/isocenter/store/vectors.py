@@ -23,6 +23,10 @@ from isocenter.store.database import Database
 
 _NAME = re.compile(r"[A-Za-z0-9._@:-]{1,200}")
 _MOST_DIMENSIONS = 4096
+#: So many more are looked at than are wanted, since equal ones go by their keys.
+_TIES = 10
+#: Bytes of a vector that fits a database page with its row.
+_IN_ROW = 7000
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ class BlobVectors:
             return []
         if matrix.shape[1] != unit.size:
             raise UsageError(f"this collection's vectors have {matrix.shape[1]} numbers, not {unit.size}")
-        near = matrix @ unit
+        # Not a product of matrices: a linear algebra library would wake its threads for it, which costs more than it saves.
+        near = np.einsum("ij,j->i", matrix, unit)
         some = np.argpartition(-near, min(k, len(keys)) - 1)[:k] if k < len(keys) else np.arange(len(keys))
         order = sorted(some.tolist(), key=lambda i: (-float(near[i]), keys[i]))
         return [Hit(keys[i], float(near[i]), json.loads(facts[i])) for i in order[:k]]
@@ -246,12 +251,15 @@ class ServerVectors:
         self._sizes: set[int] = set()
         self.indexed = True
 
-        def prepare(connection: Connection) -> None:
+        def prepare(connection: Connection) -> bool:
             # Whoever runs this may use an extension that is there without being allowed to create one.
             if not connection.execute(sa.text("SELECT 1 FROM pg_type WHERE typname = :t"), {"t": flavour.type}).scalar():
                 connection.execute(sa.text(f"CREATE EXTENSION IF NOT EXISTS {flavour.extension}"))
+            # pgvector 0.8 and later; its library must be loaded before its settings are known.
+            connection.execute(sa.text(f"SELECT CAST('[1]' AS {flavour.type})"))
+            return bool(connection.scalar(sa.text("SELECT count(*) FROM pg_settings WHERE name = 'hnsw.iterative_scan'")))
 
-        database.write(prepare)
+        self._iterative = database.write(prepare)
 
     def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
         unit = _checked(collection, key, vector)
@@ -268,14 +276,25 @@ class ServerVectors:
 
     def search(self, collection: str, vector: NDArray[np.floating], k: int = 10) -> list[Hit]:
         unit = _checked(collection, None, vector)
-        known = [size for size in self._known() if self._count(size, collection)]
-        if known and unit.size not in known:
-            raise UsageError(f"this collection's vectors have {known[0]} numbers, not {unit.size}")
         table, kind = self._table(unit.size), self._flavour.type
         near = f"v <=> CAST(:v AS {kind})"
-        query = sa.text(f"SELECT key, facts, {near} AS far FROM {table} WHERE collection = :c ORDER BY {near}, key LIMIT :k")  # noqa: S608 - our own names
-        told = {"c": collection, "v": _literal(unit), "k": k}
-        rows = self._database.read(lambda connection: connection.execute(query, told).all())
+        # The index gives the nearest in the order of their distance alone; which of two equal ones comes first is decided after.
+        inner = f"SELECT key, facts, {near} AS far FROM {table} WHERE collection = :c ORDER BY {near} LIMIT :n"  # noqa: S608 - our own names
+        query = sa.text(f"SELECT key, facts, far FROM ({inner}) AS nearest ORDER BY far, key LIMIT :k")  # noqa: S608 - our own names
+        told = {"c": collection, "v": _literal(unit), "k": k, "n": k + _TIES}
+
+        def look(connection: Connection) -> Sequence[sa.Row[Any]]:
+            if self.indexed and self._iterative:
+                # Where other collections lie in between, the index goes on until there are enough.
+                connection.execute(sa.text("SET LOCAL hnsw.iterative_scan = strict_order"))
+                connection.execute(sa.text(f"SET LOCAL hnsw.ef_search = {min(max(100, 2 * (k + _TIES)), 1000)}"))
+            return connection.execute(query, told).all()
+
+        rows = self._database.read(look)
+        if not rows:
+            known = [size for size in self._known() if self._count(size, collection)]
+            if known:
+                raise UsageError(f"this collection's vectors have {known[0]} numbers, not {unit.size}")
         return [Hit(row.key, 1.0 - float(row.far), json.loads(row.facts)) for row in rows]
 
     def delete(self, collection: str, key: str | None = None, *, beginning: str | None = None) -> int:
@@ -323,6 +342,9 @@ class ServerVectors:
                     f"v {kind}({size}) NOT NULL, PRIMARY KEY (collection, key))"
                 )
             )
+            if 4 * size < _IN_ROW:
+                # Beside the row and packed, each would be fetched and unpacked for every comparison.
+                connection.execute(sa.text(f"ALTER TABLE {name} ALTER COLUMN v SET STORAGE PLAIN"))
             try:
                 with connection.begin_nested():
                     connection.execute(sa.text(f"CREATE INDEX IF NOT EXISTS {name}_near ON {name} USING hnsw (v {operators})"))
