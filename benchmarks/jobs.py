@@ -87,33 +87,32 @@ def storm(
 
     processes = [start() for _ in range(workers)]
     born = {p.pid: time.monotonic() for p in processes}
-    asleep: dict[int, float] = {}
+    asleep: dict[int, tuple[Any, float]] = {}
     try:
         while time.monotonic() - started < limit and _open(backend):
             time.sleep(0.1)
-            for pid in [p for p, until in asleep.items() if time.monotonic() > until]:
-                _signal(pid, signal.SIGCONT)
-                del asleep[pid]
+            for pid in [p for p, (_, until) in asleep.items() if time.monotonic() > until]:
+                _signal(asleep.pop(pid)[0], signal.SIGCONT)
             processes = [p if p.is_alive() else start() for p in processes]
             born = {p.pid: born.get(p.pid, time.monotonic()) for p in processes}
             chosen = dice.choice(processes)
             ripe = time.monotonic() - born[chosen.pid] > settle and result.killed + result.stopped < attacks
             fate = dice.random() if ripe else 1.0
             if fate < 0.15:
-                _signal(chosen.pid, signal.SIGKILL)
+                _signal(chosen, signal.SIGKILL)
                 chosen.join()
                 asleep.pop(chosen.pid, None)
                 result.killed += 1
             elif fate < 0.35 and chosen.pid not in asleep:
-                _signal(chosen.pid, signal.SIGSTOP)
-                asleep[chosen.pid] = time.monotonic() + lease * dice.uniform(1.2, 2.5)
+                _signal(chosen, signal.SIGSTOP)
+                asleep[chosen.pid] = (chosen, time.monotonic() + lease * dice.uniform(1.2, 2.5))
                 result.stopped += 1
     finally:
         for process in processes:
-            _signal(process.pid, signal.SIGCONT)
+            _signal(process, signal.SIGCONT)
         time.sleep(0.5)  # those that wake up find that their jobs are done
         for process in processes:
-            _signal(process.pid, signal.SIGKILL)
+            _signal(process, signal.SIGKILL)
             process.join()
     result.seconds = time.monotonic() - started
     _count(backend, ids, result)
@@ -121,10 +120,15 @@ def storm(
     return result
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    """To a worker and its children."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
+def _signal(process: Any, number: signal.Signals) -> None:
+    """To a worker and its children; to it alone while it is so young that it leads no group yet."""
+    if not process.is_alive():
+        return
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _open(backend: Backend) -> int:

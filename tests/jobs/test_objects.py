@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from isocenter.core.errors import NotFoundError, StoreError
 from isocenter.core.settings import Settings
+from isocenter.jobs.backend import Backend
 from isocenter.store.artifacts import SharedArtifacts, open_artifacts
 from isocenter.store.objects import Folder, Objects
 from isocenter.store.s3 import PART, Bucket
@@ -133,6 +134,15 @@ def test_result_files_of_one_server_are_handed_out_by_another(swift: Swift, tmp_
         two.sweep()
     with pytest.raises(NotFoundError):
         two.path(name)
+
+
+def test_a_full_disk_of_a_server_whose_files_lie_elsewhere_is_said(swift: Swift, tmp_path: Path) -> None:
+    backend = Backend(swift.settings(tmp_path, "elsewhere", min_free_bytes=str(2**60)))
+    backend.objects.check()
+    with pytest.raises(StoreError, match="nearly full"):
+        backend.check()
+    assert not backend.writable
+    backend.close()
 
 
 def test_a_wrong_key_is_refused_in_words_that_hold_no_key(swift: Swift, tmp_path: Path) -> None:
