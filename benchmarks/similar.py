@@ -55,7 +55,8 @@ def table(found: dict[str, Floats], keys: Sequence[str]) -> Floats:
 
 def compare(title: str, queries: list[Seen], gallery: list[Seen], right: list[set[int]]) -> None:
     """Print plain and graph ranking, of all queries and of those that have company in their scan."""
-    here, there = {}, {}
+    here: dict[str, Floats] = {}
+    there: dict[str, Floats] = {}
     for side, lesions in ((here, queries), (there, gallery)):
         for scan in {k.visit for k in lesions}:
             side.update(graph_vectors([k for k in lesions if k.visit == scan]))
@@ -188,13 +189,13 @@ def speed(count: int = 10_000) -> None:
             centres = rng.standard_normal((200, size))
             rows = centres[rng.integers(0, 200, count)] + 0.5 * rng.standard_normal((count, size))
             vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+            queries = vectors[:40] + np.float32(0.3 / math.sqrt(size)) * rng.standard_normal((40, size)).astype(np.float32)
             exact: list[set[str]] = []
             for name, (database, make) in known.items():
                 store = make(database)
                 collection = f"c{size}"
                 if store.count(collection) == 0:
                     _fill(store, collection, vectors, database)
-                queries = vectors[:40] + np.float32(0.3 / math.sqrt(size)) * rng.standard_normal((40, size)).astype(np.float32)
                 store.search(collection, queries[0])
                 took, found, before = [], [], _processor()
                 for q in queries:

@@ -21,12 +21,15 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from isocenter import narrateservice
 from isocenter.analysis import appearance
 from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.growth.forecast import BROAD, Population
 from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion
+from isocenter.analysis.narrative import prompt as prompts
 from isocenter.analysis.narrative import template
+from isocenter.analysis.pictures import lesion_picture, shown
 from isocenter.analysis.preprocess import preprocess
 from isocenter.analysis.report import formats
 from isocenter.analysis.report.scans import Scans, Shots, each_lesion
@@ -69,6 +72,7 @@ class TrackOptions:
     formats: tuple[str, ...] = formats.DEFAULT
     identity: bool = False
     embedder: str | None = None
+    narrator: str | None = None
 
 
 def track(
@@ -91,7 +95,7 @@ def track(
     patient = Patient(study.patient_id, tuple(Timepoint(v.id, v.day, v.scan_date, v.modality) for v in study.visits), study.therapies)
     home = out / "processed" / study.patient_id
     # While scans are read: the first time on a machine, growth would wait for its compiler.
-    compiling = Thread(target=compile_ahead, args=("isocenter.analysis.growth.warm",), daemon=True)
+    compiling = Thread(target=compile_ahead, args=("isocenter.analysis.warm",), daemon=True)
     compiling.start()
     steps = 2 * len(study.visits) + 2
     measured_visits: list[MeasuredVisit] = []
@@ -110,7 +114,9 @@ def track(
     compiling.join()
     case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
     case = replace(case, notes=(*study.notes, *case.notes))
-    _report(service, case, study, home, out, options, run, (steps - 0.5) / steps)
+    run.check((steps - 0.7) / steps, "telling the case")
+    story = _story(service, case, measured_visits, home, options, run)
+    _report(service, case, study, home, out, options, story, run, (steps - 0.5) / steps)
     run.check(1.0, "done")
     return case
 
@@ -140,10 +146,40 @@ def told(
     return Told(case, told_by, version, facts, shots, Scans(scan, home, options.least_mm3), who)
 
 
-def _report(service: Service, case: Case, study: StudyFiles, home: Path, out: Path, options: TrackOptions, run: Run, at: float) -> None:
+def _story(service: Service, case: Case, measured: Sequence[MeasuredVisit], home: Path, options: TrackOptions, run: Run) -> template.Narrative:
+    """The case told, last of what networks do; a model's words, with prompt and check, are kept in `narrative.json` for the same case."""
+    specs = [] if options.narrator == narrateservice.TEMPLATE else narrateservice.narrators(service, large=True)
+    if options.narrator is None and not specs:
+        return template.write(case)
+    names = [(s.id, s.weights_sha256) for s in specs]
+    key = blake3(repr((options.narrator, names, prompts.narrative(case, most=prompts.COMPREHENSIVE))).encode()).hexdigest()[:32]
+    stored = _read_json(home / "narrative.json")
+    if stored is not None and stored.get("key") == key:
+        return template.Narrative(**stored["narrative"])
+    pictures = []
+    for visit, size in shown(case, measured) if specs else ():
+        modality = next(v.timepoint.modality for v in measured if v.timepoint.timepoint_id == visit)
+        pictures.append(lesion_picture(door.read_path(home / visit / "scan.nii.gz", limits=service.settings, modality=modality), size))
+    told = narrateservice.tell(service, case, model=options.narrator, pictures=pictures, run=run)
+    if told.provenance.prompt is not None:
+        _save(home / "narrative.json", _json({"key": key, "narrative": asdict(told.story), "provenance": told.provenance.as_dict()}))
+    return told.story
+
+
+def _report(
+    service: Service,
+    case: Case,
+    study: StudyFiles,
+    home: Path,
+    out: Path,
+    options: TrackOptions,
+    story: template.Narrative,
+    run: Run,
+    at: float,
+) -> None:
     """growth.json beside the visits, and the case in every format that was asked for."""
     _save(home / "growth.json", _json({"growth": as_dict(case)["growth"]}))
-    ready, kinds = told(service, study, case, out, options=options), formats.chosen(options.formats)
+    ready, kinds = told(service, study, case, out, options=options, story=story), formats.chosen(options.formats)
     for k, kind in enumerate(kinds):
         run.check(at + (1 - at) * k / len(kinds), f"writing {kind.words}")
         for name, data in kind.write(ready):
@@ -286,8 +322,6 @@ def embedding_name(spec: ModelSpec) -> str:
 
 def describe_lesions(service: Service, scan: Volume, found: Sequence[Found], spec: ModelSpec, run: Run = QUIET) -> NDArray[np.float32]:
     """(lesions, size): a vector of length one for each lesion of a scan."""
-    from isocenter.analysis.pictures import lesion_picture
-
     pictures = [lesion_picture(scan, f.size) for f in found]
     run.check()
     return service.describe(pictures, model=spec.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_pictures_are_described_in_their_order(client: TestClient, ct_nifti: byt
     assert client.post("/api/v1/describe", files=[("file", (f"{k}.png", b"no")) for k in range(65)]).status_code == 413
 
 
-def test_the_command_line_describes_lesions_too(models: Path, study: Path, tmp_path: Path) -> None:
+def test_the_command_line_describes_lesions_and_has_the_case_told(models: Path, study: Path, tmp_path: Path) -> None:
     service = Service(Settings(home=models, decoders=0))
     try:
         options = TrackOptions(registration=None, preprocessed=False, formats=("json",))
@@ -127,8 +128,16 @@ def test_the_command_line_describes_lesions_too(models: Path, study: Path, tmp_p
         vectors = np.load(file)
         assert vectors.shape == (2, 32)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-        written = file.stat().st_mtime_ns
+        told = tmp_path / "processed" / "phantom" / "narrative.json"
+        kept = json.loads(told.read_text())
+        assert kept["provenance"]["model"] == "medgemma-tiny"
+        assert kept["provenance"]["pictures"] == 2
+        story = json.loads((tmp_path / "case.json").read_text())["narrative"]
+        assert story == kept["narrative"]
+        written = [p.stat().st_mtime_ns for p in (file, told)]
         track(service, study, tmp_path, options=options)
-        assert file.stat().st_mtime_ns == written, "made once"
+        assert [p.stat().st_mtime_ns for p in (file, told)] == written, "made once"
+        track(service, study, tmp_path, options=replace(options, narrator="template"))
+        assert json.loads((tmp_path / "case.json").read_text())["narrative"]["model"] == "template 1"
     finally:
         service.close()

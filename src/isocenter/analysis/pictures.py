@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.analysis.case import Case, MeasuredVisit
 from isocenter.analysis.lesions import LesionSize
 from isocenter.analysis.preprocess import CT_CENTRE, CT_WIDTH
 from isocenter.core.errors import UsageError
@@ -39,6 +42,23 @@ def lesion_picture(scan: Volume, size: LesionSize) -> NDArray[np.uint8]:
         if flips[axes.index(axis)] != (axes.index(axis) == 0):
             shown = np.flip(shown, position)
     return np.ascontiguousarray(np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def shown(case: Case, visits: Sequence[MeasuredVisit]) -> list[tuple[str, LesionSize]]:
+    """What a model of language is shown of a case: the largest lesion at the last scan and, where it is there, at the one before.
+
+    (visit, size) of each, the last first. visits: as they were measured.
+    """
+    seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
+    if not seen or not case.at(seen[-1]):
+        return []
+    track = max(case.at(seen[-1]), key=lambda k: k.longest_mm or 0.0).track
+    chosen = []
+    for visit in reversed(seen[-2:]):
+        names = {k.lesion_id for k in case.at(visit) if k.track == track}
+        found = next((v.found for v in visits if v.timepoint.timepoint_id == visit), None) or ()
+        chosen += [(visit, f.size) for f in found if f.id in names][:1]
+    return chosen
 
 
 def slice_picture(scan: Volume, index: int | None = None) -> NDArray[np.uint8]:

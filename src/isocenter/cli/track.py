@@ -42,6 +42,13 @@ def track(
         typer.Option("--format", "-f", metavar="NAME", help="What to write: json, csv, html, pdf, fhir, seg, sr, or all; may be repeated."),
     ] = None,
     identity: Annotated[bool, typer.Option("--identity", help="Name the patient in what is written, as the scans' DICOM headers do.")] = False,
+    narrator: Annotated[
+        str | None,
+        typer.Option(help="Model of language that tells the case, `template` for none. By default the largest installed that fits."),
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Model that describes each lesion by a vector; `none` for none. By default one that is installed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the case as JSON.")] = False,
 ) -> None:
     """Follow a patient's lesions from visit to visit: sizes, response, growth, forecast, what-if.
@@ -65,6 +72,8 @@ def track(
         registration=None if registration is Registration.NONE else Freedom(registration.value),
         formats=tuple(kind.name for kind in kinds),
         identity=identity,
+        narrator=narrator,
+        embedder=embedder,
     )
     service = Service(settings())
     try:

@@ -20,7 +20,7 @@ from isocenter import narrateservice, trackservice
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative import template
 from isocenter.analysis.narrative.template import Narrative
-from isocenter.analysis.pictures import lesion_picture
+from isocenter.analysis.pictures import lesion_picture, shown
 from isocenter.analysis.report import formats
 from isocenter.analysis.report.formats import OneFile
 from isocenter.core.errors import IsocenterError, NotFoundError
@@ -153,24 +153,17 @@ def _laid_out(patients: Patients, row: VisitRow, out: Path) -> VisitFiles:
 
 
 def _pictures(patients: Patients, known: Known) -> list[NDArray[np.uint8]]:
-    """The largest lesion at the last scan and, where it was there, at the one before."""
-    seen = [v.timepoint.timepoint_id for v in known.case.visits if v.found]
-    if not seen:
-        return []
-    track = max(known.case.at(seen[-1]), key=lambda k: k.longest_mm or 0.0).track
+    """The largest lesion, as `shown` chooses; a scan that cannot be read any more shows nothing."""
     rows = {r.timepoint_id: r for r in known.rows}
     pictures = []
-    for visit in reversed(seen[-2:]):
-        lesion = next((k for k in known.case.at(visit) if k.track == track), None)
+    for visit, size in shown(known.case, known.visits):
         stored = rows[visit].file("scan.nii.gz")
-        measured = next((v for v in known.visits if v.timepoint.timepoint_id == visit), None)
-        found = next((f for f in (measured.found if measured and measured.found else ()) if lesion is not None and f.id == lesion.lesion_id), None)
-        if stored is None or found is None:
+        if stored is None:
             continue
         with suppress(IsocenterError), tempfile.TemporaryDirectory() as folder:
             path = patients.backend.objects.fetch(stored.digest, Path(folder))
             scan = door.read_path(path, limits=patients.service.settings, modality=rows[visit].modality)
-            pictures.append(lesion_picture(scan, found.size))
+            pictures.append(lesion_picture(scan, size))
     return pictures
 
 
