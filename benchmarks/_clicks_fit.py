@@ -269,7 +269,6 @@ def refit(notes: list[Note], data: dict[str, Any], epochs: int) -> dict[str, Any
     for kind in KINDS:
         parts = fit_voxels([n for n in notes if n.kind == kind], epochs)
         data |= {f"{kind}_{name}": part for name, part in zip(("mean", "scale", "w1", "b1", "w2", "b2", "w3"), parts, strict=True)}
-        data[f"{kind}_threshold"] = np.float32(0.5)
     return data
 
 

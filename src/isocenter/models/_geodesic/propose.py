@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from isocenter.core.prompts import Box
 from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Index, Prepared
-from isocenter.models._geodesic.regions import Click, Family, families, score, vote
-from isocenter.models._geodesic.voxels import LEAST, REACH, Study, Table, clear_cut, decide, study, tables
+from isocenter.models._geodesic.regions import LEAST, REACH, Click, Family, families, score, vote
+from isocenter.models._geodesic.voxels import Study, Table, clear_cut, decide, study, tables
 from isocenter.models._geodesic.window import BOUND, F32, HALF, Anchor, Window, cut, make_box, to_logit
 
 FIRST, LATER = 220_000, 200_000

@@ -30,6 +30,10 @@ TRAITS = {"first": 27, "add": 34, "remove": 34}
 """How many numbers describe a region."""
 LIMIT = 80_000
 """Voxels of the largest region."""
+REACH = 4.0
+"""A click changes nothing farther away than this many times its distance from the mask's outline."""
+LEAST = 12.0
+"""... but this many steps it always may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,11 @@ class Click:
     centre: NDArray[np.int64]
     closed: NDArray[np.uint8]
     room: float
+
+    @property
+    def reach(self) -> float:
+        """How far away (steps) a correction changes something."""
+        return max(REACH * max(self.room, 1.0), LEAST)
 
     @property
     def kind(self) -> str:
@@ -89,9 +98,10 @@ def families(click: Click) -> list[Family]:
     )
     seeds = np.ravel_multi_index(tuple(click.seeds.T), window.shape).astype(np.int32)
     same = window.mask.astype(np.uint8) if click.positive else (~window.mask).astype(np.uint8)
+    limit = LIMIT if click.first else min(LIMIT, len(seeds) + int(window.ball(click.reach)))
     out = []
     for number, (unary, spatial, edge) in enumerate(costs):
-        arrival = kernels.flood(window.fine, unary.astype(np.float32), click.closed, seeds, window.steps, spatial, edge, LIMIT)
+        arrival = kernels.flood(window.fine, unary.astype(np.float32), click.closed, seeds, window.steps, spatial, edge, limit)
         level, ends, still = _levels(arrival)
         level = level.reshape(window.shape)
         sums = kernels.nested_statistics(level, window.fine, same, click.centre, window.steps, len(ends))

@@ -88,6 +88,10 @@ class Window:
         size = voxels * self.voxel
         return float(np.sqrt(size / np.pi)) if self.flat else float((3 * size / (4 * np.pi)) ** (1 / 3))
 
+    def ball(self, radius: float) -> float:
+        """Voxels of the ball, or disc, of a radius (steps)."""
+        return float(np.pi * (radius**2 if self.flat else 4 / 3 * radius**3) / self.voxel)
+
     def local(self, voxels: NDArray[np.intp]) -> NDArray[np.int64]:
         """Full-resolution indices (n, 3) as indices of this window, those outside left out, without repeats."""
         stride = np.array(self.prepared.levels[self.level].stride)
