@@ -311,7 +311,7 @@ class Service:
         That compiles their kernels and imports what they need, so that the first client does not wait for it.
         """
         compile_ahead()
-        compile_ahead("isocenter.analysis.growth.warm")
+        compile_ahead("isocenter.analysis.warm")
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
         tiny = Volume(np.where(ball, 60, -1000).astype(np.int16), modality="CT", unit="HU")
         for spec in self.registry.specs.values():

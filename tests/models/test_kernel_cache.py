@@ -24,9 +24,9 @@ def test_an_empty_cache_is_filled_once(tmp_path: Path, monkeypatch: pytest.Monke
     _kernel_cache.compile_ahead()
     assert [command[0] for command in started] == [sys.executable]
     for _ in range(2):
-        _kernel_cache.compile_ahead("isocenter.analysis.growth.warm")
+        _kernel_cache.compile_ahead("isocenter.analysis.warm")
     assert len(started) == 2
-    assert "isocenter.analysis.growth.warm.warm()" in started[1][-1]
+    assert "isocenter.analysis.warm.warm()" in started[1][-1]
 
 
 def test_without_a_cache_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""All kernels of growth are compiled by `warm`, for the kinds of arrays that they are called with afterwards."""
+"""All kernels of a case are compiled by `warm`, for the kinds of arrays that they are called with afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isocenter.analysis.growth.forecast import forecast
 from isocenter.analysis.growth.scenarios import simulate
 from isocenter.analysis.growth.series import Series
 from isocenter.analysis.growth.therapy import Therapy
-from isocenter.analysis.growth.warm import warm
+from isocenter.analysis.warm import warm
 
 
 def compiled() -> dict[str, int]:

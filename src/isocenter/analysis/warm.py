@@ -1,10 +1,11 @@
-"""The kernels of growth compiled before somebody waits for them: some ten seconds of a core, once for each installation."""
+"""The kernels of a case compiled before somebody waits for them: some ten seconds of a core, once for each installation."""
 
 from __future__ import annotations
 
 
 def warm() -> None:
     """Run every kernel on a handful of visits, with the kinds of arrays that they are called with."""
+    import isocenter.analysis._resample  # noqa: F401 - compiled when imported
     from isocenter.analysis.growth.fit import effects, fit_growth
     from isocenter.analysis.growth.forecast import forecast, learn
     from isocenter.analysis.growth.series import Series
