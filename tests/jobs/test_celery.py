@@ -92,7 +92,7 @@ def _order(backend: Backend, log: Path) -> None:
 
 
 def _forgetful(backend: Backend, redis: servers.Server, log: Path) -> None:
-    """Redis is killed with messages in it and comes back empty; jobs are submitted while it is away."""
+    """Redis is killed with messages in it, and all is done without it; it comes back empty, and is of use again."""
     before = done(backend)
     for number in range(20):
         backend.submit(NewJob("x", {"seconds": 0.1, "n": number}))
@@ -102,8 +102,11 @@ def _forgetful(backend: Backend, redis: servers.Server, log: Path) -> None:
     for number in range(10):
         backend.submit(NewJob("x", {"seconds": 0.02, "m": number}))
     assert time.monotonic() - started < 5, "submitting does not wait for a broker"
-    redis.start()
     until(lambda: done(backend) == before + 30, log)
+    redis.start()
+    for number in range(5):
+        backend.submit(NewJob("x", {"n": number, "again": True}))
+    until(lambda: done(backend) == before + 35, log)
 
 
 def _drain(backend: Backend, workers: list[subprocess.Popen[bytes]], log: Path) -> None:

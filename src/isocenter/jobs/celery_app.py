@@ -1,7 +1,8 @@
 """Celery over Redis as the bell between machines: a message carries a job's id and means "look into the table".
 
 Whoever hears it takes the best job for itself, so order, priorities and overflow are the table's and exact, and a message that
-is lost, doubled or late does no harm: workers look again after each job and every few seconds, and ring for each other.
+is lost, doubled or late does no harm: workers look again after each job and every few seconds, and ring for each other. Where
+no message comes though jobs wait, since the broker is away or its client came back deaf, they work without one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from isocenter.core.errors import StoreError
 from isocenter.core.settings import Settings
 from isocenter.jobs.backend import Backend, role_of
 from isocenter.jobs.handler import Handler
@@ -29,6 +31,8 @@ TASK = "isocenter.work"
 _MOST = 100
 #: A bell does not wait for a broker that is away.
 _ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+#: Seconds without a message, while jobs wait, after which a worker does without; and between two looks.
+_SILENCE, _LISTEN = 3.0, 1.0
 #: Seconds for which nothing is rung after the broker was found to be away.
 _PAUSE = 2.0
 
@@ -150,12 +154,37 @@ class _Child:
         self._app = make(settings)
         self.worker: Worker = self.backend.worker(handler, device=device, role=role, chores=self._chores, stuck=lambda: os._exit(70))
         self.worker.start(threads=False)
+        #: One job at a time, by message or without.
+        self._one = threading.Lock()
+        self._heard = time.monotonic()
+        self._over = threading.Event()
+        self._unasked = threading.Thread(target=self._work_unasked, name="jobs-unasked", daemon=True)
+        self._unasked.start()
 
     def work(self) -> None:
-        """Do one job, the best there is for this worker, and ring again where more wait."""
-        if not self._draining.is_set():
-            self.worker.work_once()
-            self._again()
+        """A message came: do one job, the best there is for this worker, and ring again where more wait."""
+        with self._one:
+            if not self._draining.is_set():
+                self.worker.work_once()
+                self._again()
+            self._heard = time.monotonic()
+
+    def _work_unasked(self) -> None:
+        """Where jobs wait and no message comes, do them: the table is enough."""
+        while not self._over.wait(_LISTEN):
+            try:
+                while not self._draining.is_set() and time.monotonic() - self._heard > _SILENCE and self.backend.queue.waits():
+                    if not self._one.acquire(blocking=False):
+                        break  # a message came just now
+                    try:
+                        if not self.worker.work_once():
+                            break
+                    finally:
+                        self._one.release()
+            except StoreError as error:
+                log.warning("the queue is away", reason=error.message)
+            except Exception as error:  # one bad look must not end them all
+                log.error("looking for jobs failed", error=type(error).__name__, exc_info=error)
 
     def _chores(self) -> None:
         if self._draining.is_set():
@@ -178,7 +207,9 @@ class _Child:
                 self._connection = _closed(self._connection)
 
     def close(self) -> None:
-        self.worker.stop()
+        self._over.set()
+        # A job that was begun without a message is none of Celery's, so nobody else waits for it.
+        self.worker.stop(self._settings.job_drain)
         self.bell.close()
         _closed(self._connection)
         self.backend.close()
