@@ -151,7 +151,7 @@ def served(place: Path, env: dict[str, str], *, worker: bool = False) -> Iterato
         ]
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while not _ready(address, worker):
             if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
                 raise RuntimeError((place / "log").read_text()[-3000:])
@@ -191,7 +191,7 @@ def submit(address: str, name: str, content: bytes, fields: list[tuple[str, str]
     asked = urllib.request.Request(f"{address}/api/v1/jobs", body, {"Content-Type": f"multipart/form-data; boundary={mark}"})
     with urllib.request.urlopen(asked, timeout=120) as answer:
         job: dict[str, Any] = json.load(answer)
-    deadline = time.monotonic() + 1800
+    deadline = time.monotonic() + 6000
     while job["status"] in ("pending", "running"):
         if time.monotonic() > deadline:
             raise TimeoutError(job)

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from isocenter.core.settings import Settings
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 COMPOSE = sorted(ROOT.glob("docker-compose*.yml"))
@@ -110,8 +112,6 @@ def test_the_gpu_image_takes_one_cuda() -> None:
 
 def test_variables_are_settings() -> None:
     """Every variable that a file hands to our own containers is one that the program reads."""
-    from isocenter.core.settings import Settings
-
     known = {f"ISOCENTER_{name.upper()}" for name in Settings.model_fields}
     for name, info in Settings.model_fields.items():
         alias = info.validation_alias
@@ -173,6 +173,30 @@ def test_commands_of_the_images_start_a_server(start: str, tmp_path: Path) -> No
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) in (0, -signal.SIGTERM)
+
+
+def test_the_command_of_the_cpu_worker_starts_two_hands(tmp_path: Path) -> None:
+    """`inference-worker-cpu`'s own command, on SQLite: both processes are there, and a stop ends them well."""
+    from isocenter.jobs.backend import Backend
+
+    program, *words = services("docker-compose.cpu.yml")["inference-worker-cpu"]["command"]
+    environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path), "ONNX_PROVIDERS": '["CPUExecutionProvider"]', "INFERENCE_TIMEOUT": "3600"}
+    backend = Backend(Settings(home=tmp_path))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([BIN / program, *words], env=environment, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        end = time.monotonic() + 120
+        while backend.queue.standing().workers.get("cpu") != 2:
+            assert process.poll() is None
+            assert time.monotonic() < end, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(90) == 0
+        assert "ONNX providers using: ['CPUExecutionProvider']" in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        backend.close()
 
 
 def test_an_idle_server_ends_by_itself(tmp_path: Path) -> None:
