@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -145,11 +146,19 @@ def _laid_out(patients: Patients, row: VisitRow, out: Path) -> VisitFiles:
             (folder / "fetched").mkdir(exist_ok=True)
             places[name] = patients.backend.objects.fetch(stored.digest, folder / "fetched")
             if name != SOURCE:
-                (folder / name).symlink_to(places[name].resolve())
+                _placed(places[name], folder / name)
     when = date.fromisoformat(row.scan_date) if row.scan_date else None
     image = places.get(SOURCE) or (folder / "scan.nii.gz" if "scan.nii.gz" in places else None)
     series = row.measured.get("series_uid") if SOURCE in places else None
     return VisitFiles(row.timepoint_id, row.day, when, image, series, row.modality)
+
+
+def _placed(file: Path, target: Path) -> None:
+    """A file under another name: a link where the system allows one."""
+    try:
+        target.symlink_to(file.resolve())
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _pictures(patients: Patients, known: Known) -> list[NDArray[np.uint8]]:
