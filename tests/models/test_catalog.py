@@ -300,6 +300,7 @@ def test_an_archive_is_unpacked_without_its_outer_folders(hub: Hub, tmp_path: Pa
         (b"no archive", "damaged"),
         (archive({}), "empty"),
     ],
+    ids=["upwards", "absolute", "cut short", "no archive", "empty"],  # the bytes hold the time
 )
 def test_an_archive_that_is_none_or_wants_out(hub: Hub, tmp_path: Path, data: bytes, says: str) -> None:
     packed = zipped(hub, data)
