@@ -129,7 +129,7 @@ def test_nobody_works_yet_and_somebody_stops_waiting(tmp_path: Path, scan: Path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("isocenter.cli._queued.time.sleep", interrupted)
+        patched.setattr("isocenter.cli._queued._pause", interrupted)
         code, _, err = run("segment", "--queue", "-i", scan, "--text", "lungs", "-o", tmp_path / "out")
     assert code == 130
     assert "no worker is there yet" in err

@@ -23,6 +23,7 @@ _FORMATS = {
 }  # fmt: skip
 #: Seconds between two looks at a job, and for which a table or a server that is away is waited for.
 _LOOK, _AWAY = 0.3, 120.0
+_pause = time.sleep
 
 
 def run(
@@ -67,7 +68,7 @@ def _followed(desk: Desk, job: Seen, quiet: bool) -> Seen:
     with watched("Waiting for the job", quiet=quiet) as watch:
         while not job.ended:
             watch.progress(job.progress, job.message or ("waiting for a worker" if job.status == "pending" else "working"))
-            time.sleep(_LOOK)
+            _pause(_LOOK)
             try:
                 job = desk.look(job.id)
                 until = time.monotonic() + _AWAY
