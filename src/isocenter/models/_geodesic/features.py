@@ -58,29 +58,25 @@ def describe(scene: Scene) -> F32:
     body = guess if click.first else window.mask.astype(np.float32)
     narrow, local, wide = locally(window, body, window.blur(body, 2), (3, 5, 16))
     logit = to_logit(window.belief) / np.float32(3)
-    edge = np.clip((window.fine - window.soft) * likely.contrast / (np.abs(likely.contrast) + 0.5), -3, 3)
+    at = np.flatnonzero(live)  # whole windows are only gone through where neighbours count
+    detail, contrast = np.take(window.fine, at) - np.take(window.soft, at), np.take(likely.contrast, at)
     shell = np.log(max(float((scene.away <= scene.room).sum()), 7.0))
     columns = [
-        logit,
-        window.mask,
-        *ratios,
-        window.blur(ratios[0], 2),
-        *_places(scene, pro, con, ratios[1]),
-        *_votes(scene, guess1, logit),
-        np.minimum(np.abs(window.fine - window.soft), 4),
-        np.minimum(np.abs(likely.contrast), 12) / 3,
-        likely.side,
-        narrow.side,
-        wide.side,
-        edge,
-        np.minimum(np.abs(window.soft - np.median(window.soft[window.near(click.seeds, 4.0) <= 1.5])), 15) / 3,
-        *(_rank(family, shell) for family in scene.found),
+        *(np.take(whole, at) for whole in (logit, window.mask, *ratios, window.blur(ratios[0], 2))),
+        *_places(scene, at, pro, con, ratios[1]),
+        *(np.take(whole, at) for whole in _smoothed(scene, guess1, logit)),
+        np.minimum(np.abs(detail), 4),
+        np.minimum(np.abs(contrast), 12) / 3,
+        *(np.take(level.side, at) for level in (likely, narrow, wide)),
+        np.clip(detail * contrast / (np.abs(contrast) + 0.5), -3, 3),
+        np.minimum(np.abs(np.take(window.soft, at) - np.median(window.soft[window.near(click.seeds, 4.0) <= 1.5])), 15) / 3,
+        *(_rank(family, at, shell) for family in scene.found),
     ]
     places = np.ascontiguousarray(np.argwhere(live))
     surface: F32 = (scene.outline - np.sign(scene.outline) / 2).astype(np.float32)  # zero halfway between a voxel inside and one outside
     picked = np.empty((len(places), COUNT), np.float32)
     for number, column in enumerate(columns):
-        picked[:, number] = column[live]
+        picked[:, number] = column
     start = len(columns)
     for part in (
         voxel_kernels.across(places, window.blur(surface, 1), window.fine, window.soft, local.contrast, local.middle, window.steps),
@@ -93,19 +89,20 @@ def describe(scene: Scene) -> F32:
     return picked
 
 
-def _places(scene: Scene, pro: list[NDArray[np.int64]], con: list[NDArray[np.int64]], against: F32) -> list[F32]:
-    """Where voxels lie: seen from the prompts, from the click, from the outline."""
+def _places(scene: Scene, at: NDArray[np.intp], pro: list[NDArray[np.int64]], con: list[NDArray[np.int64]], against: F32) -> list[F32]:
+    """Where some voxels (flat indices `at`) lie: seen from the prompts, from the click, from the outline."""
     room, radius = max(scene.room, 1.0), scene.radius
-    outline = np.full(scene.live.shape, CAP / 3, np.float32) if scene.click.first else scene.outline
-    near_pro, far_pro = _reach(scene, pro, -against)
-    near_con, far_con = _reach(scene, con, against)
+    outline = np.full(len(at), CAP / 3, np.float32) if scene.click.first else np.take(scene.outline, at)
+    away = np.take(scene.away, at)
+    near_pro, far_pro = _reach(scene, at, pro, -against)
+    near_con, far_con = _reach(scene, at, con, against)
     return [
         np.clip(far_pro - far_con, -4, 4),
         far_pro,
         far_con,
-        np.exp(-scene.away / room),
-        np.minimum(scene.away / room, 12),
-        np.minimum(scene.away / radius, 6),
+        np.exp(-away / room),
+        np.minimum(away / room, 12),
+        np.minimum(away / radius, 6),
         np.tanh(outline / 3),
         np.clip(outline / radius, -3, 1),
         np.minimum(near_pro / radius, 5),
@@ -115,8 +112,8 @@ def _places(scene: Scene, pro: list[NDArray[np.int64]], con: list[NDArray[np.int
     ]
 
 
-def _votes(scene: Scene, guess1: F32, logit: F32) -> list[F32]:
-    """The vote, the guess and the belief before, as they are and smoothed."""
+def _smoothed(scene: Scene, guess1: F32, logit: F32) -> list[F32]:
+    """The vote, the guess and the belief before, as they are and smoothed, in the whole window."""
     blur, share = scene.click.window.blur, scene.share
     belief1 = blur(logit, 1)
     belief4 = blur(belief1, 3)
@@ -155,12 +152,12 @@ def locally(window: Window, body: F32, body1: F32, widths: tuple[int, ...]) -> l
     return out
 
 
-def _rank(family: Family, shell: float) -> F32:
-    """How many voxels a family takes in before it reaches a voxel, relative to the click's surest ball (logarithms)."""
+def _rank(family: Family, at: NDArray[np.intp], shell: float) -> F32:
+    """How many voxels a family takes in before it reaches some voxels (flat indices `at`), relative to the click's surest ball (logarithms)."""
     table = np.full(256, np.log(family.sizes[-1] * 1.5), np.float32)
     table[: len(family.sizes)] = np.log(family.sizes)
     table[OUTSIDE] = np.log(family.sizes[-1] * 1.5)
-    ranks: F32 = np.clip(table - np.float32(shell), -5, 5)[family.level]
+    ranks: F32 = np.clip(table - np.float32(shell), -5, 5)[np.take(family.level, at)]
     return ranks
 
 
@@ -186,17 +183,17 @@ def _appearance(scene: Scene, pro: list[NDArray[np.int64]], con: list[NDArray[np
     return out[0], out[1]
 
 
-def _reach(scene: Scene, groups: list[NDArray[np.int64]], against: F32) -> tuple[F32, F32]:
-    """Straight and geodesic distance (the latter as a logarithm) from the nearest of some prompts."""
+def _reach(scene: Scene, at: NDArray[np.intp], groups: list[NDArray[np.int64]], against: F32) -> tuple[F32, F32]:
+    """Straight and geodesic distance (the latter as a logarithm) of some voxels (flat indices `at`) from the nearest of some prompts."""
     window = scene.click.window
     if not groups:
-        return np.full(window.shape, CAP, np.float32), np.full(window.shape, 7.0, np.float32)
+        return np.full(len(at), CAP, np.float32), np.full(len(at), 7.0, np.float32)
     points = np.concatenate(groups)
     unary = (0.5 * np.log1p(np.exp(2 * against))).astype(np.float32)
     seeds = np.ravel_multi_index(tuple(points.T), window.shape).astype(np.int32)
     arrival = kernels.flood(window.fine, unary, scene.closed.view(np.uint8), seeds, window.steps, 0.12, 0.25, 10**9)
-    far: F32 = np.log(np.minimum(arrival, 30_000) + np.float32(8)).astype(np.float32).reshape(window.shape)
-    return window.near(points, CAP), far
+    far: F32 = np.log(np.minimum(arrival[at], 30_000) + np.float32(8)).astype(np.float32)
+    return np.take(window.near(points, CAP), at), far
 
 
 def _compared(
