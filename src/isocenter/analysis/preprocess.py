@@ -83,7 +83,7 @@ def resampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     start = np.linalg.solve(volume.grid.affine_lps, (*grid.origin, 1.0))[:3]
     steps = [a / b for a, b in zip(grid.spacing, volume.spacing, strict=True)]
     (columns, right), (rows, down), (planes, between) = (_lines(float(start[k]), steps[k], grid.shape[2 - k], volume.shape[2 - k]) for k in range(3))
-    lowest = np.float32(min(float(plane.min()) for plane in volume.voxels))
+    lowest = min(float(plane.min()) for plane in volume.voxels)
     out = np.empty(grid.shape, np.float32)
 
     def fill(first: int, last: int) -> None:
@@ -95,7 +95,8 @@ def resampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
                 out[k] = lowest
                 continue
             pair = (z, min(z + 1, volume.shape[0] - 1))
-            held = {n: held[n] if n in held else np.ascontiguousarray(volume.voxels[n], dtype=np.float32) for n in pair}
+            # Copies: a scan's own planes are read-only, which the kernel does not take.
+            held = {n: held[n] if n in held else np.array(volume.voxels[n], dtype=np.float32, order="C") for n in pair}
             blend(held[pair[0]], held[pair[1]], between[k], rows, down, columns, right, lowest, line, out[k])
 
     ends = np.linspace(0, grid.shape[0], _THREADS + 1).astype(int)
