@@ -60,6 +60,13 @@ def test_integers_that_mean_something_else_are_resampled_as_what_they_mean() -> 
     np.testing.assert_allclose(resampled(stored, grid), resampled(plain, grid) * 0.5 - 3, atol=1e-3)
 
 
+def test_a_scan_of_float32_is_resampled_though_its_planes_are_read_only() -> None:
+    plain = scan((6, 7, 8), (1.0, 1.5, 2.0))
+    floats = Volume(np.asarray(plain.array, np.float32), spacing=plain.spacing, origin=plain.origin, direction=TURNED)
+    grid = isotropic(plain.grid, 1.2)
+    np.testing.assert_allclose(resampled(floats, grid), resampled(plain, grid), atol=1e-4)
+
+
 def test_only_along_its_own_axes() -> None:
     volume = scan((4, 4, 4), (1.0, 1.0, 1.0))
     other = Grid((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
