@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from isocenter.analysis.similar import OWN, SCAN, TRACK, Seen, case_vector, graph_vectors, unit
 
@@ -31,7 +32,7 @@ def test_company_decides_between_lesions_that_look_the_same() -> None:
 
 
 def test_patients_are_alike_by_looks_number_and_course() -> None:
-    def patient(rate: float, count: int = 1) -> np.ndarray:  # type: ignore[type-arg]
+    def patient(rate: float, count: int = 1) -> NDArray[np.float64]:
         rows = [
             seen(f"{k}{day}", f"v{day}", f"L{k}", 1, 0.1 * k, 0, day=day, volume=1000 * np.exp(rate * day))
             for k in range(count)
