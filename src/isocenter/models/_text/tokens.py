@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from isocenter.core.errors import ModelError
 
 Tokens = tuple[int, ...]
+#: Characters that are tokenised at once, or a single text.
+GROUP = 50_000
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], limit: int) -> list[Cut]:
         """Tokens of each text, cut at `limit` with the special tokens kept."""
         tokenizer = self._limited.get(limit) or self._limit(limit)
-        # One text is quicker by itself: the batch call spreads its texts over threads.
-        found = [tokenizer.encode(texts[0])] if len(texts) == 1 else tokenizer.encode_batch(list(texts))
-        return [Cut(tuple(e.ids), bool(e.overflowing)) for e in found]
+        if len(texts) == 1:  # quicker by itself: the batch call spreads its texts over threads
+            return [_cut(tokenizer.encode(texts[0]))]
+        return [_cut(encoding) for group in _groups(texts) for encoding in tokenizer.encode_batch(group)]
 
     def _limit(self, limit: int) -> Any:
         """The tokenizer that cuts at `limit`: one for each limit, set up once, so that nobody waits for another's texts."""
@@ -64,6 +66,24 @@ class Tokenizer:
     def size(self) -> int:
         """How many different tokens there are."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+
+def _cut(encoding: Any) -> Cut:
+    return Cut(tuple(encoding.ids), bool(encoding.overflowing))
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """A few texts at a time: the library keeps some hundred bytes for each token, also of those that are cut off."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size > GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _settings(folder: Path) -> dict[str, Any]:
