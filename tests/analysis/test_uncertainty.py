@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from isocenter.analysis.response import recist
 from isocenter.analysis.response.visit import ABSENT, Category, Visit, measured
-from isocenter.analysis.uncertainty import ScanError, Uncertainty, calibrate, of_diameter, of_sum, probabilities, relative_volume_sd
+from isocenter.analysis.uncertainty import MANUAL_MM, ScanError, Uncertainty, calibrate, of_diameter, of_sum, probabilities, relative_volume_sd
 from isocenter.core.errors import UsageError
 
 
@@ -23,7 +25,7 @@ def test_parts_add_in_squares() -> None:
 
 def test_who_made_it_decides_what_counts() -> None:
     drawn, found = (of_diameter(20, (0.7, 0.7, 5.0), drawn=d) for d in (True, False))
-    assert (drawn.manual_mm, drawn.auto_mm) == (1.5, 0.0)
+    assert (drawn.manual_mm, drawn.auto_mm) == (MANUAL_MM, 0.0)
     assert found.manual_mm == 0
     assert found.auto_mm == pytest.approx(0.7 * math.sqrt(2 / 12))
     assert of_diameter(20, (0.7, 0.7, 5.0), model_mm=2).auto_mm > 2
@@ -66,6 +68,32 @@ def test_calibration_finds_the_line_again() -> None:
     assert found.at(50) == pytest.approx(0.6 + 0.05 * 50, rel=0.1)
     with pytest.raises(UsageError):
         calibrate([10.0] * 9, [10.0] * 9, "few")
+
+
+def test_a_quarter_of_the_lesions_grew_and_the_error_is_found_still() -> None:
+    rng = np.random.default_rng(3)
+    true = rng.uniform(10, 60, 4000)
+    grown = np.where(rng.random(true.size) < 0.25, 1.25, 1.0)
+    a, b = (t + (0.6 + 0.05 * true) * rng.standard_normal(true.size) for t in (true / grown, true * grown))
+    found = calibrate(list(a), list(b), "simulated", changing=True)
+    assert 1.0 < found.at(30) / (0.6 + 0.05 * 30) < 1.6 < calibrate(list(a), list(b), "simulated").at(30) / (0.6 + 0.05 * 30)
+
+
+def test_the_defaults_are_what_real_marks_say(data: Path) -> None:
+    """906 pairs of marks by readers: end points for the manual part, pairs for both scans and readings."""
+    missed: dict[tuple[str, ...], float] = {}
+    first, second = [], []
+    for pair in json.loads((data / "dlt_lesion_pairs" / "valid.json").read_text()).values():
+        for side, lengths in (("source", first), ("target", second)):
+            ends = np.array(pair[f"{side} recist coordinate"]).reshape(4, 2) * pair[f"{side} spacing"][:2]
+            long, short = ends[1] - ends[0], ends[3] - ends[2]
+            lengths.append(float(max(np.linalg.norm(long), np.linalg.norm(short))))
+            missed[(pair[f"{side} recist slice"], *map(str, ends.reshape(-1)))] = float(long @ short / np.linalg.norm(long))
+    assert len(missed) == 711
+    assert 1.4826 * np.median(np.abs(list(missed.values()))) == pytest.approx(MANUAL_MM, abs=0.05)
+    found, usual = calibrate(first, second, "DLT", changing=True), ScanError()
+    for size in (12, 20, 30, 50):
+        assert math.hypot(MANUAL_MM, usual.at(size)) == pytest.approx(found.at(size), rel=0.05)
 
 
 def test_a_response_near_its_limit_is_a_matter_of_chance() -> None:

@@ -90,20 +90,24 @@ def split(mask: NDArray[Any], *, least_voxels: int = 1) -> list[tuple[tuple[slic
     """
     import cc3d
 
-    whole = box_of(mask != 0)
-    if whole is None:
-        return []
-    parts, count = cc3d.connected_components(np.ascontiguousarray(mask[whole] != 0), connectivity=26, return_N=True)
-    facts = cc3d.statistics(parts, no_slice_conversion=False)
-    order = sorted(range(1, count + 1), key=lambda k: (-int(facts["voxel_counts"][k]), k))
-    found = []
-    for k in order:
-        if int(facts["voxel_counts"][k]) < least_voxels:
+    parts: list[tuple[int, tuple[slice, slice, slice], NDArray[np.bool_]]] = []
+    # No part reaches across an empty plane: between two of them only a box has to be looked through.
+    used = np.array([False, *(bool(plane.any()) for plane in mask), False])
+    starts, stops = (np.flatnonzero(used[1:] & ~used[:-1]), np.flatnonzero(~used[1:] & used[:-1]))
+    for start, stop in zip(starts, stops, strict=True):
+        slab = mask[start:stop] != 0
+        box = box_of(slab)
+        if box is None:
             continue
-        inner = facts["bounding_boxes"][k]
-        outer = tuple(slice(i.start + w.start, i.stop + w.start) for i, w in zip(inner, whole, strict=True))
-        found.append(((outer[0], outer[1], outer[2]), parts[inner] == k))
-    return found
+        numbers, count = cc3d.connected_components(np.ascontiguousarray(slab[box]), connectivity=26, return_N=True)
+        facts = cc3d.statistics(numbers, no_slice_conversion=False)
+        for k in range(1, count + 1):
+            voxels, inner = int(facts["voxel_counts"][k]), facts["bounding_boxes"][k]
+            if voxels >= least_voxels:
+                z, y, x = (slice(a.start + b.start, a.stop + b.start) for a, b in zip(inner, box, strict=True))
+                parts.append((voxels, (slice(z.start + int(start), z.stop + int(start)), y, x), numbers[inner] == k))
+    parts.sort(key=lambda part: -part[0])
+    return [(box, inside) for _, box, inside in parts]
 
 
 def measure_lesion(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid, image: Volume | None = None) -> LesionSize:
