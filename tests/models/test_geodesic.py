@@ -176,6 +176,22 @@ def test_a_prompt_changes_nothing_far_away(engine: Geodesic) -> None:
     assert np.array_equal(session.mask[:, 55:, 55:], start[:, 55:, 55:])
 
 
+def test_a_click_beside_the_outline_changes_twelve_steps_around_it_and_no_more(engine: Geodesic) -> None:
+    """A layer is missing on one whole side: it is mended beyond the click's own neighbourhood, but not without end."""
+    values = np.random.default_rng(0).normal(0, 10, (30, 60, 60)).astype(np.float32)
+    whole = np.zeros(values.shape, np.bool_)
+    whole[5:25, 15:45, 10:50] = True
+    start = whole.copy()
+    start[:, 15:17] = False
+    session = engine.begin(engine.prepare(Volume(values + 80 * whole)))
+    session.add([MaskPrompt(start)])
+    session.add([Point((15, 15, 30))])
+    changed = np.argwhere(session.mask != start)
+    away = np.sqrt(((changed - (15, 15, 30)) ** 2).sum(axis=1))
+    assert 8 < away.max() < 12
+    assert dice(session.mask, whole) > dice(start, whole)
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
