@@ -1,7 +1,7 @@
 """Train a tiny SAM on phantoms, for the tests: `python -m benchmarks._train_phantom_sam tests/data/sam_phantom`.
 
 Arguments: the folder, how many steps, and which round this is; from round 1 on it goes on from the folder's network, with other
-phantoms. The network in the tests had rounds 0 to 3 of 2400, 1200, 1600 and 900 steps.
+phantoms. The network in the tests had rounds 0 to 4 of 2400, 1200, 1600, 900 and 4000 steps.
 
 A network with random weights cannot show that a prompt, a picture or a mask lies in the wrong frame; this one can: it
 knows the phantom's anatomy in all three planes, mirrored and turned, from points, boxes and what the next slice held. It

@@ -31,8 +31,8 @@ from isocenter.service import Service
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 FOLDER = Path(__file__).parent.parent / "data" / "sam_phantom"
-#: The least Dice of a click in 3-D. What a network of 0.8 MB learned in minutes of soft tissue is rough, but in its place.
-LEAST = {"lung_left": 0.9, "lung_right": 0.9, "liver": 0.87, "heart": 0.87}
+#: The least Dice of a click in 3-D: 0.9, and where it is just met (liver 0.901 to 0.937) as much less as another processor may round.
+LEAST = {"lung_left": 0.93, "lung_right": 0.93, "liver": 0.895, "heart": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,11 @@ def test_a_click_finds_the_organ(service: Service, copy: str) -> None:
         with service.click(found.volume, [click(found.masks[name])], owner=(copy, name)) as clicked:
             assert clicked.provenance.model == "sam-phantom"
             assert clicked.provenance.weights_sha256
-            scores[name] = dice(clicked.mask, found.masks[name])
+            truth = found.masks[name]
+            scores[name] = dice(clicked.mask, truth)
+            # Following ends where the organ ends, though the next one looks alike: the heart lies on the liver, under its vessels.
+            beyond = clicked.mask[~truth.any(axis=(1, 2))] != 0
+            assert beyond.sum() <= 0.02 * truth.sum(), name
     assert all(scores[name] >= least for name, least in LEAST.items()), scores
 
 

@@ -24,8 +24,9 @@ _OVERLAP = 0.5
 _GROWTH, _GROWTH_PIXELS = 2.5, 20
 #: ... when its mean grey is that of the key slice within so many standard deviations, at least so many of 255 steps ...
 _DEVIATIONS, _STEPS = 2.5, 24.0
-#: ... and when the network itself expects this overlap with the truth (SAM; MedSAM never learned to tell).
-_EXPECTED = 0.5
+#: ... and when the network itself expects this overlap with the truth (SAM; MedSAM never learned to tell), and is nearly as sure
+#: of itself as it was in the key slice: where a structure ends beside another one that looks alike, this falls first.
+_EXPECTED, _AS_SURE = 0.5, 0.8
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def follow(asker: Asker, said: Said, depth: int) -> dict[int, Plane]:
     """The structure in every slice in which it was found."""
     keys = {z: h for z, h in said.slices.items() if h.positive}
     asker.look_ahead(sorted(keys))
-    found = {z: asker.first(z, hints).mask for z, hints in sorted(keys.items())}
+    answers = {z: asker.first(z, hints) for z, hints in sorted(keys.items())}
+    found = {z: answer.mask for z, answer in answers.items()}
     # A prior mask of several slices says where the structure ends; points, boxes and a mask of one slice do not.
     alone = sum(h.mask is not None for h in keys.values()) == 1
     spreading = [z for z in sorted(keys) if keys[z].points or keys[z].box is not None or alone]
@@ -76,6 +78,7 @@ def follow(asker: Asker, said: Said, depth: int) -> dict[int, Plane]:
         if not found[key].any():
             continue
         style = _style(asker.grey(key), found[key])
+        least = max(_EXPECTED, _AS_SURE * (answers[key].expected or 0.0))
         for step in (-1, 1):
             # Between two key slices each follows the structure up to the middle.
             ahead = [abs(other - key) for other in keys if (other - key) * step > 0]
@@ -84,7 +87,7 @@ def follow(asker: Asker, said: Said, depth: int) -> dict[int, Plane]:
             while first <= z < last and abs(z - key) <= furthest and z not in keys:
                 extra = tuple((float(y), float(x), p) for y, x, p in said.slices[z].points) if z in said.slices else ()
                 answer = asker.ask(z, from_prior(prior, extra, boxes_only=asker.boxes_only))
-                if _ended(asker.grey(z), answer, prior, style):
+                if _ended(asker.grey(z), answer, prior, style, least):
                     break
                 if z not in found or not found[z].any():
                     found[z] = answer.mask
@@ -168,14 +171,14 @@ def _style(grey: NDArray[np.uint8], mask: Plane) -> tuple[float, float]:
     return float(values.mean()), max(_STEPS, _DEVIATIONS * float(values.std()))
 
 
-def _ended(grey: NDArray[np.uint8], answer: Answer, prior: Plane, style: tuple[float, float]) -> bool:
-    """Whether the structure does not go on in this slice."""
+def _ended(grey: NDArray[np.uint8], answer: Answer, prior: Plane, style: tuple[float, float], least: float) -> bool:
+    """Whether the structure does not go on in this slice. least: the overlap that the network must expect of itself."""
     mask = answer.mask
     size, before = int(mask.sum()), int(prior.sum())
     if size == 0 or size > _GROWTH * before + _GROWTH_PIXELS:
         return True
     if int((mask & prior).sum()) < _OVERLAP * min(size, before):
         return True
-    if answer.expected is not None and answer.expected < _EXPECTED:
+    if answer.expected is not None and answer.expected < least:
         return True
     return abs(float(grey[mask].mean()) - style[0]) > style[1]
