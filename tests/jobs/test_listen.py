@@ -80,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path, dicom_port=0, dicom_settle=0, dicom_allowed=("SCANNER",), min_free_bytes=0, decoders=0)
+    return Settings(home=tmp_path, dicom_port=0, dicom_settle=1.0, dicom_allowed=("SCANNER",), min_free_bytes=0, decoders=0)
 
 
 @pytest.fixture
@@ -194,7 +194,12 @@ def test_what_came_before_a_restart_becomes_a_job_and_late_images_one_of_the_who
         assert call(here, images[:12]) == [0x0000] * 12
     assert backend.queue.page()[1] == 0
     listener = Listener(settings, service, backend, found)
-    listener.look()
+
+    def queued() -> int:
+        listener.look()
+        return backend.queue.page()[1]
+
+    until(lambda: queued() == 1)
     (job,) = backend.queue.page()[0]
     (folder,) = (tmp_path / "listen" / "incoming").iterdir()
     # As if the process had died between the table and the folder: it is the same job.
