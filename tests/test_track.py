@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from isocenter.cli import app
 from isocenter.core.errors import InputError, IsocenterError, ModelError, UnsupportedError
 from isocenter.core.settings import Limits, Settings
+from isocenter.core.volume import Volume
 from isocenter.demo.patient import DAYS, Truth, write_study
-from isocenter.io import visits
+from isocenter.io import visits, write
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, track
 
@@ -181,12 +182,31 @@ def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Pat
         pytest.param({"patient_id": "x", "visits": [{"day": "soon"}]}, "wrong kind", id="a day that is none"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0}], "therapies": [{"type": "a"}]}, "start", id="a therapy without a start"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "clicks": [[1]]}]}, "wrong kind", id="clicks of the wrong kind"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[1, 2, 3]]}]}, "wrong kind", id="a box of three"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[5, 5, 5, 4, 9, 9]]}]}, "first and its last", id="a box inside out"),
     ],
 )
 def test_a_study_file_that_is_wrong_is_refused_in_words(told: object, words: str, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(told if isinstance(told, str) else json.dumps(told))
     with pytest.raises(IsocenterError, match=words):
         visits.read(tmp_path, Limits())
+
+
+def test_a_lesion_by_a_click_and_one_by_a_box(service: Service, tmp_path: Path) -> None:
+    z, y, x = np.ogrid[:40, :48, :56]
+    scan = np.full((40, 48, 56), 40, np.int16)
+    for centre in ((12, 14, 16), (26, 32, 40)):
+        scan[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 <= 36] = 160
+    volume = Volume(scan, modality="CT", unit="HU")
+    (tmp_path / "ct.nii.gz").write_bytes(write.encode_image(volume, ".nii.gz"))
+    # In the file's own axes, which are those of the volume read from it.
+    row = {"day": 0, "image": "ct.nii.gz", "modality": "CT", "clicks": [[[16, 14, 12]]], "boxes": [[33, 25, 19, 47, 39, 33]]}
+    (tmp_path / "study.json").write_text(json.dumps({"patient_id": "x", "visits": [row]}))
+    case = track(service, tmp_path, tmp_path / "out", options=TrackOptions(registration=None, preprocessed=False, formats=("json",)))
+    assert [lesion.method for lesion in case.lesions] == ["clicks", "clicks"]
+    for lesion in case.lesions:
+        assert lesion.longest_mm == pytest.approx(13, abs=1.5)
+    assert [round(lesion.centroid_lps_mm[0]) for lesion in case.lesions if lesion.centroid_lps_mm] == [16, 40]
 
 
 def test_visits_out_of_order_are_put_in_order(tmp_path: Path) -> None:

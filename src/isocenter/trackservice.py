@@ -40,7 +40,7 @@ from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import Triple, onto
 from isocenter.core.model import QUIET, ModelSpec, Run, Task
 from isocenter.core.patient import Identity, Patient, Timepoint
-from isocenter.core.prompts import Point, Text
+from isocenter.core.prompts import Box, Point, Prompt, Text
 from isocenter.core.volume import Volume
 from isocenter.io import door, uids, visits, write
 from isocenter.io.visits import StudyFiles, VisitFiles
@@ -263,16 +263,18 @@ def _mask(service: Service, visit: VisitFiles, volume: Volume, options: TrackOpt
         if float(values.min()) < 0 or float(values.max()) > 65535:
             raise UsageError("the mask's labels must lie between 0 and 65535")
         return np.ascontiguousarray(values, dtype=np.uint8 if values.max() < 256 else np.uint16), "given", notes
-    if visit.clicks:
+    if visit.clicks or visit.boxes:
         mask = np.zeros(volume.shape, np.uint8)
-        for k, clicks in enumerate(visit.clicks, start=1):
-            one = service.segment(volume, [Point((z, y, x)) for x, y, z in clicks], run=run)
+        clicked: list[list[Prompt]] = [[Point((z, y, x)) for x, y, z in clicks] for clicks in visit.clicks]
+        boxed: list[list[Prompt]] = [[Box((c, b, a), (f + 1, e + 1, d + 1))] for a, b, c, d, e, f in visit.boxes]
+        for k, prompts in enumerate((*clicked, *boxed), start=1):
+            one = service.segment(volume, prompts, run=run)
             mask[(one.mask != 0) & (mask == 0)] = k
         return mask, "clicks", notes
     if options.model is None:
         raise ModelError(
-            "a visit has neither a mask nor clicks, and no model was named: give --model (`isocenter models list` shows what is installed), "
-            "or list masks or clicks in a study.json"
+            "a visit has no mask, clicks or boxes, and no model was named: give --model (`isocenter models list` shows what is installed), "
+            "or list masks, clicks or boxes in a study.json"
         )
     spec = service.registry.spec(options.model)
     if spec.task is Task.SEGMENT:
@@ -407,7 +409,7 @@ def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: T
             with file.open("rb") as stream:
                 while block := stream.read(_BLOCK):
                     digest.update(block)
-    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks else None
+    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks and not visit.boxes else None
     used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
     labels = sorted(study.organs.items()), sorted(study.nodes)
     digest.update(
@@ -417,6 +419,7 @@ def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: T
                 visit.series_uid,
                 visit.modality,
                 visit.clicks,
+                visit.boxes,
                 used,
                 options.labels,
                 options.least_mm3,

@@ -82,7 +82,8 @@ def test_a_quarter_of_the_lesions_grew_and_the_error_is_found_still() -> None:
 def test_the_defaults_are_what_real_marks_say(data: Path) -> None:
     """906 pairs of marks by readers: end points for the manual part, pairs for both scans and readings."""
     missed: dict[tuple[str, ...], float] = {}
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     for pair in json.loads((data / "dlt_lesion_pairs" / "valid.json").read_text()).values():
         for side, lengths in (("source", first), ("target", second)):
             ends = np.array(pair[f"{side} recist coordinate"]).reshape(4, 2) * pair[f"{side} spacing"][:2]

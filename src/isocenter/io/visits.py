@@ -32,6 +32,7 @@ class VisitFiles:
     """Where one visit's scan is. image: a file or a DICOM folder, None for a visit without a scan; series_uid within it.
 
     mask: a label map on the image's grid. clicks: one list of voxel positions (x, y, z) for each lesion.
+    boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions.
     """
 
     id: str
@@ -43,6 +44,7 @@ class VisitFiles:
     mask: Path | None = None
     clicks: tuple[tuple[tuple[int, int, int], ...], ...] = ()
     new_lesions: bool | None = None
+    boxes: tuple[tuple[int, int, int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
     visits = []
     for k, (row, day, when) in enumerate(zip(rows, days, dates, strict=True)):
         clicks = tuple(tuple((int(x), int(y), int(z)) for x, y, z in lesion) for lesion in row.get("clicks", []))
+        boxes = tuple(_box(box) for box in row.get("boxes", []))
         image, mask = (_inside(folder, row.get(name)) for name in ("image", "mask"))
         name = check_id(str(row.get("id", f"visit-{k + 1}")), "a visit's id")
-        visits.append(VisitFiles(name, day, when, image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions")))
+        visits.append(VisitFiles(name, day, when, image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions"), boxes))
     therapies = []
     for k, row in enumerate(told.get("therapies", [])):
         start, end = (_day(row.get(name), first) for name in ("start", "end"))
@@ -146,6 +149,13 @@ def _study(
     if len({v.id for v in visits}) != len(visits):
         raise InputError("two visits have one id")
     return StudyFiles(patient, tuple(visits), therapies, organs or {}, nodes, notes)
+
+
+def _box(values: list[int]) -> tuple[int, int, int, int, int, int]:
+    a, b, c, d, e, f = (int(v) for v in values)
+    if a > d or b > e or c > f or min(a, b, c) < 0:
+        raise InputError("a box in study.json is [x, y, z, x, y, z]: its first and its last voxel")
+    return a, b, c, d, e, f
 
 
 def _inside(folder: Path, name: object) -> Path | None:
