@@ -68,7 +68,8 @@ class NewPatient(Strict):
     patient_id: str | None = Field(None, pattern=_ID, description="A pseudonym of your own; a random one by default. Never a name.")
     study_id: str | None = Field(None, max_length=64, description="An uploaded study to begin with.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="How scans are measured: model, labels, least_mm3, registration, immunotherapy, embedder (see docs/track.md)."
+        default_factory=dict,
+        description="How scans are measured: model, labels, least_mm3, registration, immunotherapy, embedder (see docs/track.md).",
     )
     patient_fields: dict[str, str] = Field(
         default_factory=dict, description="patient_id, name, birth_date, sex: kept apart, and told only with `patient_fields=true`."

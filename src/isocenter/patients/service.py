@@ -28,7 +28,7 @@ from isocenter.patients.cases import Cases, Known, edits_of
 from isocenter.patients.job import VisitFacts
 from isocenter.patients.options import options_of
 from isocenter.patients.records import NewVisit, PatientRow, Records, Version, VisitRow
-from isocenter.patients.similar import Similar
+from isocenter.patients.similar import RADIOMICS, Similar
 from isocenter.service import Service
 
 #: Fields of a patient that a person may keep, told only when asked for.
@@ -150,7 +150,7 @@ class Patients:
         rows = self.records.visits(patient_id)
         kinds = {name for row in rows for name in row.measured.get("embeddings") or {}}
         self._drop(self.records.delete(patient_id, who))
-        self.similar.forget(patient_id, kinds=("radiomics-1", *kinds))
+        self.similar.forget(patient_id, kinds=(RADIOMICS, *kinds))
 
     # 2. Somebody looks at the case, and corrects it.
 

@@ -92,11 +92,6 @@ def _embedders(known: Known) -> tuple[str, ...]:
     return tuple(sorted({name for row in known.rows for name in row.measured.get("embeddings") or {}}))
 
 
-def kinds(known: Known) -> tuple[str, ...]:
-    """What there are vectors of."""
-    return (RADIOMICS, *_embedders(known))
-
-
 def _seen(known: Known, kind: str) -> list[Seen]:
     """The case's lesions with a vector of a kind."""
     vectors: dict[tuple[str, str], list[float]] = {}

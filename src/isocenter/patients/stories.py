@@ -24,7 +24,7 @@ from isocenter.analysis.narrative.template import Narrative
 from isocenter.analysis.pictures import lesion_picture, shown
 from isocenter.analysis.report import formats
 from isocenter.analysis.report.formats import OneFile
-from isocenter.core.errors import IsocenterError, NotFoundError
+from isocenter.core.errors import IsocenterError
 from isocenter.core.model import QUIET, Run
 from isocenter.core.patient import Identity
 from isocenter.io import door
@@ -189,13 +189,3 @@ def _kept(patients: Patients, known: Known, who: Who, kind: str, model: str, ans
         return Text(**row.one())
 
     return database.write(work)
-
-
-def one(patients: Patients, patient_id: str, text_id: str) -> Text:
-    """A narrative or an answer by its id. Raises `NotFoundError`."""
-    which = NARRATIVES.c.patient_id == patient_id, NARRATIVES.c.id == text_id
-    found = sa.select(*(NARRATIVES.c[n] for n in Text.__dataclass_fields__)).where(*which)
-    row = patients.backend.database.read(lambda c: c.execute(found).mappings().first())
-    if row is None:
-        raise NotFoundError("there is no such text")
-    return Text(**row)
