@@ -261,7 +261,13 @@ class TextService:
         self.batcher.drop(job.ticket)
         if much:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self.pool.submit(models.give_back)
+                self.pool.submit(self._rest)
+
+    def _rest(self) -> None:
+        for future in list(self._loads.values()):
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().rest()
+        models.give_back()
 
     def answer(self, job: Job[T]) -> T:
         """Wait for a job and assemble its answer: for callers that have a thread of their own."""

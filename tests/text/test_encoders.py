@@ -142,6 +142,19 @@ def test_every_engine_on_the_real_model(minilm: Path, name: str, precision: str,
     assert cosine.min() >= least
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_rest_changes_no_answer(tiny: Callable[..., Path], name: str) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    place = tiny("BertConfig")
+    recipe = folder.read(place)
+    made = engine.make(name, place, recipe.config, recipe.layers, ModelContext(threads=1))
+    ids = np.arange(2, 22).reshape(2, 10)
+    before = made.run(ids, np.ones_like(ids))
+    made.rest()
+    np.testing.assert_allclose(made.run(ids, np.ones_like(ids)), before, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("openvino", "int8"), ("torch", "int8")])
 def test_what_an_engine_does_not_offer_is_refused(tiny: Callable[..., Path], name: str, precision: str) -> None:
     pytest.importorskip("openvino" if name == "openvino" else "transformers")

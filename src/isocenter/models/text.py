@@ -170,6 +170,11 @@ class TextEncoder:
         """The id that fills rows up."""
         return self.tokenizer.pad
 
+    def rest(self) -> None:
+        """Give back what is only kept for the next batch."""
+        if (engine := self._engine) is not None:
+            engine.rest()
+
     def close(self) -> None:
         """Give its memory back."""
         self._engine = None

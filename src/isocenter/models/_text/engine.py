@@ -32,6 +32,9 @@ class Engine(Protocol):
     def run(self, ids: Ints, mask: Ints) -> States:
         """Hidden states (texts, tokens, size) of `ids` (texts, tokens), where `mask` is 1 for tokens and 0 for padding."""
 
+    def rest(self) -> None:
+        """Give back what is only kept for the next batch; called when there is nothing to do."""
+
 
 def make(engine: str, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> Engine:
     """An engine for the first `layers` layers. engine: "onnxruntime", "openvino" or "torch"."""
@@ -67,8 +70,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = context.threads
         options.inter_op_num_threads = 1
-        # The arena keeps what the largest batch took for good and gains nothing here; without it freed memory can be given back.
-        options.enable_cpu_mem_arena = False
+        # The arena halves what batches of changing shapes take at once; it would keep that for good: see `rest`.
+        options.enable_cpu_mem_arena = True
         # Threads of the pool would otherwise spin between batches and starve the slot beside.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if outside:
@@ -76,6 +79,8 @@ class OnnxEngine:
             options.add_external_initializers(list(self._kept), list(self._kept.values()))
         graph.constants.clear()
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._shrinking = onnxruntime.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         # The session keeps the message, all weights in it, to be able to change providers later, which nobody does here.
         self._session._model_bytes = None
         self.name = f"onnxruntime {context.precision}"
@@ -83,6 +88,11 @@ class OnnxEngine:
     def run(self, ids: Ints, mask: Ints) -> States:
         """See `Engine.run`."""
         return np.asarray(self._session.run(["states"], {"ids": ids, "mask": mask})[0], np.float32)
+
+    def rest(self) -> None:
+        """See `Engine.rest`. The arena shrinks at the end of a run that says so."""
+        one = np.ones((1, 1), np.int64)
+        self._session.run(["states"], {"ids": one, "mask": one}, self._shrinking)
 
 
 class OpenVinoEngine:
@@ -140,6 +150,9 @@ class OpenVinoEngine:
         finally:
             self._free.put(request)
 
+    def rest(self) -> None:
+        """See `Engine.rest`. OpenVINO keeps its requests' memory."""
+
 
 class TorchEngine:
     """torch with transformers, on a GPU or the processor."""
@@ -171,3 +184,8 @@ class TorchEngine:
             found = self._model(**given, output_hidden_states=True).hidden_states[self._layers]
             states: States = found.float().cpu().numpy()
         return states
+
+    def rest(self) -> None:
+        """See `Engine.rest`."""
+        if self._device == "cuda":
+            self._torch.cuda.empty_cache()
