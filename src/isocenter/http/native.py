@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from isocenter.analysis.measurements import measure
+from isocenter.analysis.measurements import describe_image, measure
 from isocenter.core.errors import UsageError
 from isocenter.core.model import ModelSpec, Task
 from isocenter.core.prompts import Box
@@ -95,17 +95,7 @@ async def volume_info(here: Here, key: str) -> dict[str, Any]:
 
 
 def _image(volume: Volume) -> dict[str, Any]:
-    z, y, x = volume.shape
-    return {
-        "voxels": [x, y, z],
-        "spacing_mm": list(volume.spacing),
-        "orientation": volume.grid.orientation,
-        "modality": volume.modality,
-        "unit": volume.unit,
-        "format": volume.source.format,
-        "series_uid": volume.source.series_uid,
-        "notes": list(volume.source.notes),
-    }
+    return {**describe_image(volume), "notes": list(volume.source.notes)}
 
 
 _SEGMENT = _body(
