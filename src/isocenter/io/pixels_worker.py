@@ -162,10 +162,10 @@ def serve(link: socket.socket) -> None:
     link.sendall(b"+")
     while line := requests.readline():
         form = json.loads(line)
-        offset = 0
-        for count in form["frames"]:
-            link.sendall(attempt(requests.read(count), form, descriptors[0], offset))
-            offset += form["stride"]
+        # All of them first: who sends them has other decoders to feed, and a socket holds little.
+        frames = [requests.read(count) for count in form["frames"]]
+        for number, data in enumerate(frames):
+            link.sendall(attempt(data, form, descriptors[0], number * form["stride"]))
 
 
 def main() -> None:
