@@ -29,6 +29,10 @@ def port() -> Iterator[int]:
         async with read_form(request, settings) as form:
             return {name: f"{upload.size} {upload.digest} {blake3(upload.file.read()).hexdigest()}" for name, upload in form.files.items()}
 
+    @app.post("/refused", status_code=401)
+    async def refuses() -> dict[str, str]:
+        return {"detail": "not you"}
+
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, http=protocol.choose(), log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -46,8 +50,8 @@ def form(files: dict[str, bytes]) -> bytes:
     return b"\r\n".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
 
 
-def head(length: str) -> bytes:
-    return f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n{length}\r\n\r\n".encode()
+def head(length: str, path: str = "/") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n{length}\r\n\r\n".encode()
 
 
 def chunked(body: bytes, rng: random.Random) -> bytes:
@@ -103,3 +107,28 @@ def test_requests_behind_one_another_on_one_connection(port: int) -> None:
     found = answers(port, [b"".join(head(f"Content-Length: {len(body)}") + body for body in bodies)], 4)
     places = [found.index(blake3(random.Random(i).randbytes(200_000 + i)).hexdigest().encode()) for i in range(4)]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_refusal_reaches_a_client_that_is_still_sending(port: int, version: str) -> None:
+    """With `Connection: close` (or HTTP/1.0) the rest of the body is read before the connection goes, or its client would see a reset."""
+    size = 30_000_000
+    asked = head(f"Content-Length: {size}\r\nConnection: close", "/refused").replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        for piece in [asked, *[bytes(100_000)] * (size // 100_000)]:
+            client.sendall(piece)
+        found = b"".join(iter(lambda: client.recv(65536), b""))
+    assert found.startswith(b"HTTP/1.1 401")
+    assert found.endswith(b'{"detail":"not you"}')
+
+
+def test_who_hangs_up_after_a_refusal_leaves_nothing_behind(port: int) -> None:
+    """The next requests are answered as ever, also behind a refused one that was sent whole on a connection that stays."""
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            client.sendall(head("Content-Length: 1000000\r\nConnection: close", "/refused"))
+            assert client.recv(12) == b"HTTP/1.1 401"
+    refused, body = head("Content-Length: 300000", "/refused") + bytes(300_000), form({"file": b"data"})
+    found = answers(port, [refused + head(f"Content-Length: {len(body)}") + body], 1)
+    assert found.count(b"HTTP/1.1 401") == 1
+    assert blake3(b"data").hexdigest().encode() in found

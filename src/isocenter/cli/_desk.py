@@ -139,6 +139,7 @@ class ServerDesk:
 
     def submit(self, scan: Path, request: Mapping[str, Any], key: str) -> Seen:
         """See `Desk`."""
+        self._ask("/api/v1/jobs?limit=1")  # a wrong key or address is known before the scan is sent
         with scan.open("rb") as file:
             suffix = "".join(scan.suffixes[-2:]) if scan.name.lower().endswith((".nii.gz", ".seg.nrrd")) else scan.suffix
             head = (

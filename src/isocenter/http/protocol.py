@@ -1,12 +1,15 @@
-"""The server's HTTP protocol: uvicorn's, without two of the copies that it makes of every byte of a body."""
+"""The server's HTTP protocol: uvicorn's, without two of its copies of every byte of a body, and closing so that answers arrive."""
 
 from __future__ import annotations
 
 import asyncio
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+
+#: Seconds for which the rest of a refused body is read and thrown away before the connection is closed, all in all.
+_LINGER = 30.0
 
 
 def choose() -> type[asyncio.Protocol] | Literal["auto"]:
@@ -16,7 +19,15 @@ def choose() -> type[asyncio.Protocol] | Literal["auto"]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Protocol(HttpToolsProtocol):
-        """Hands on what the parser found as it is."""
+        """Hands on what the parser found as it is, and closes a connection only when its client can have read the answer."""
+
+        lingering: asyncio.TimerHandle | None = None
+
+        def on_headers_complete(self) -> None:
+            """Called by the parser when a request begins."""
+            super().on_headers_complete()
+            if self.cycle is not None:
+                self.cycle.transport = _Patient(self)  # type: ignore[assignment]
 
         def on_body(self, body: bytes) -> None:
             """Called by the parser with the next piece."""
@@ -29,5 +40,47 @@ def choose() -> type[asyncio.Protocol] | Literal["auto"]:
             if len(body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             cycle.message_event.set()
+
+        def data_received(self, data: bytes) -> None:
+            """What comes; nobody wants it once the answer to a body that was not read is out."""
+            if self.lingering is None:
+                super().data_received(data)
+
+        def linger(self) -> None:
+            """Say that nothing more is written; read on until the client closes too, or its time is up (RFC 9112 section 9.6).
+
+            A socket that is closed with unread bytes in it resets the connection, and the client loses the answer that says why.
+            """
+            self.pipeline.clear()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.lingering = self.loop.call_later(_LINGER, self.transport.close)
+
+        def timeout_keep_alive_handler(self) -> None:
+            """No next request came: nothing to do while the timer of `linger` runs."""
+            if self.lingering is None:
+                super().timeout_keep_alive_handler()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """The connection is gone."""
+            if self.lingering is not None:
+                self.lingering.cancel()
+            super().connection_lost(exc)
+
+    class _Patient:
+        """A connection as one request's answer sees it: to close it in the middle of that request's body is to linger."""
+
+        def __init__(self, protocol: Protocol) -> None:
+            self._protocol, self._cycle, self._transport = protocol, protocol.cycle, protocol.transport
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+        def close(self) -> None:
+            """See `linger`."""
+            if self._cycle.more_body and not self._transport.is_closing():
+                self._protocol.linger()
+            else:
+                self._transport.close()
 
     return Protocol
