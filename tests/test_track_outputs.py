@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import pkgutil
 import shutil
 import subprocess
 import zipfile
@@ -15,15 +17,19 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom.sr._concepts_dict import concepts
 from typer.testing import CliRunner
 
+import isocenter.io
 from isocenter.analysis.case import Case
-from isocenter.analysis.report import formats
+from isocenter.analysis.report import fhir, formats
 from isocenter.analysis.report.told import Told
 from isocenter.cli import app
+from isocenter.core import terminology
 from isocenter.core.errors import UsageError
+from isocenter.core.segmentation import Code
 from isocenter.core.settings import Settings
-from isocenter.io import visits
+from isocenter.io import sr, visits
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, told, track
 from tests.dicom_study import ACCESSION, NAME, NUMBER, write_dicom_study
@@ -78,6 +84,89 @@ def test_nobody_is_named_unasked(done: tuple[Path, Case]) -> None:
             assert secret.encode() not in data, f"{file.name} says {secret}"
 
 
+#: Codes that pydicom's dictionaries (PS3.16, 2024) have not, with the place where each was looked up.
+ELSEWHERE = {
+    # HL7/fhir-mCODE-ig, TumorSize.fsh
+    ("LN", "21889-1"): "Size Tumor",
+    ("LN", "33728-7"): "Size.maximum dimension in Tumor",
+    ("LN", "33729-5"): "Size additional dimension in Tumor",
+    # medizininformatik-initiative/kerndatensatz-bildgebung, Valueset-Observation-Recist-Coding.fsh
+    ("RADLEX", "RID11511"): "complete imaging response",
+    ("RADLEX", "RID11513"): "partial response",
+    ("RADLEX", "RID11514"): "stable disease",
+    ("RADLEX", "RID11515"): "progressive disease",
+    # HL7/fhir-mCODE-ig: value set of the sites of Wilms tumours, and specimens of lungs in HL7's guides ("... structure")
+    ("SCT", "18639004"): "Left kidney",
+    ("SCT", "9846003"): "Right kidney",
+    ("SCT", "44029006"): "Left lung",
+    ("SCT", "3341006"): "Right lung",
+    # JP Core of HL7 Japan, by LOINC's own name; PS3.16 calls it "Diagnostic Imaging Report"
+    ("LN", "18748-4"): "Diagnostic imaging study",
+    # highdicom's templates, which write these by themselves
+    ("NCIt", "C67447"): "Activity Session",
+    ("UMLS", "C2348792"): "Time Point",
+    ("SCT", "260753009"): "Source",
+    ("RFC5646", "en-US"): "English (United States)",
+    ("UCUM", "{-1:1}"): "{-1:1}",
+    ("UCUM", "{pixels}"): "Pixels",
+    # FHIR R4's own: terminologies.html, v2 table 0074
+    ("http://terminology.hl7.org/CodeSystem/observation-category", "imaging"): "",
+    ("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD"): "Radiology",
+}
+
+
+def known(scheme: str, value: str, meaning: str) -> bool:
+    """Whether a code is published with this meaning."""
+    if scheme in {sr.OWN, "urn:isocenter:code"}:
+        return bool(meaning)
+    if (scheme, value) in ELSEWHERE:
+        return ELSEWHERE[scheme, value] == meaning
+    said = [entry[value][0] for entry in concepts.get(scheme, {}).values() if value in entry]
+    return bool(said) and (scheme == "UCUM" or meaning.lower() in {words.lower() for words in said})
+
+
+def coded_in_dicom(dataset: Any) -> Iterator[tuple[str, str, str]]:
+    if "CodeValue" in dataset:
+        yield dataset.CodingSchemeDesignator, dataset.CodeValue, dataset.CodeMeaning
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from coded_in_dicom(item)
+
+
+def coded_in_fhir(node: Any) -> Iterator[tuple[str, str, str | None]]:
+    if isinstance(node, dict):
+        if "system" in node and "code" in node:
+            yield node["system"], node["code"], node.get("display")
+        for value in node.values():
+            yield from coded_in_fhir(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from coded_in_fhir(value)
+
+
+def test_every_code_is_a_published_one(done: tuple[Path, Case]) -> None:
+    """None from memory: what is written, and what might be for other organs, modalities and responses."""
+    schemes = {"http://snomed.info/sct": "SCT", "http://loinc.org": "LN", "http://radlex.org": "RADLEX", "http://unitsofmeasure.org": "UCUM"}
+    schemes["http://dicom.nlm.nih.gov/resources/ontology/DCM"] = "DCM"
+    found = {code for file in (done[0] / "dicom").iterdir() for code in coded_in_dicom(pydicom.dcmread(file))}
+    assert len(found) > 30
+    plain = set(coded_in_fhir(json.loads((done[0] / "fhir.json").read_text())))
+    assert len(plain) > 10
+    # A modality's code stands without its meaning, which DICOM has longer ("Computed Tomography").
+    found |= {(schemes.get(system, system), value, words or "") for system, value, words in plain if words or system not in schemes}
+    assert {value for system, value, words in plain if not words and schemes.get(system) == "DCM"} == {"CT"}
+    found |= {("UCUM", value, "") for system, value, _ in plain if schemes.get(system) == "UCUM"}
+    labels = [terminology.label(name) for name in terminology.NAMES]
+    tables = [code for label in labels for code in (label.type, label.category) if code]
+    modules = [importlib.import_module(f"isocenter.io.{m.name}") for m in pkgutil.iter_modules(isocenter.io.__path__) if m.name.startswith("sr")]
+    for value in (v for module in (terminology, fhir, *modules) for v in vars(module).values()):
+        tables += [code for code in (value.values() if isinstance(value, dict) else [value]) if isinstance(code, Code)]
+    assert len(tables) > 60
+    found |= {(code.scheme, code.value, code.meaning) for code in tables}
+    assert not {code for code in found if not known(*code)}
+
+
 def test_a_report_holds_the_measurements(done: tuple[Path, Case]) -> None:
     case = done[1]
     for name in VISITS:
@@ -104,7 +193,7 @@ def test_a_report_holds_the_measurements(done: tuple[Path, Case]) -> None:
         known = next(
             (r for r in case.responses["recist_1.1"] if r.day == next(v.timepoint.day for v in case.visits if v.timepoint.timepoint_id == name)), None
         )
-        assert said.get("112048") == ({"SD": "C18213", "PR": "C18058", "PD": "C35571"}[str(known.category)] if known else None)
+        assert said.get("112048") == ({"SD": "RID11514", "PR": "RID11513", "PD": "RID11515"}[str(known.category)] if known else None)
 
 
 def test_a_caliper_is_as_long_as_its_figure(done: tuple[Path, Case], study: Path) -> None:

@@ -77,7 +77,7 @@ def test_voxels_codes_and_references_on_real_series(data: Path, name: str, kind:
     first = dataset.SegmentSequence[-2]
     assert first.SegmentLabel == "liver"
     assert first.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
-    assert first.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "123037004"
+    assert first.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "91723000"
     assert first.SegmentAlgorithmType == "AUTOMATIC"
     algorithm = first.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tissue", "1.2")

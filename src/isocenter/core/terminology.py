@@ -1,7 +1,8 @@
 """Names, SNOMED CT codes and colours of the structures that Isocenter's own models name.
 
-Codes are those of DICOM PS3.16 (CID 7150-7154, 7166, 7192 and the anatomy CIDs); colours are the usual ones of anatomy
-atlases, sRGB.
+Codes and meanings are those of DICOM PS3.16 (CID 7150-7154, 7166, 7192 and the anatomy CIDs). PS3.16 says a side by a
+modifier; where there is no place for one, the sided structures of SNOMED CT itself stand. A test looks every code up.
+Colours are the usual ones of anatomy atlases, sRGB.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from isocenter.core.segmentation import Code, Label
 
 TISSUE = Code("85756007", "SCT", "Tissue")
-ORGAN = Code("123037004", "SCT", "Anatomical Structure")
+ORGAN = Code("91723000", "SCT", "Anatomical Structure")
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 
 _STRUCTURES: dict[str, tuple[Code, str, str, tuple[int, int, int]]] = {
@@ -20,7 +21,7 @@ _STRUCTURES: dict[str, tuple[Code, str, str, tuple[int, int, int]]] = {
     "airways": (ORGAN, "89187006", "Airway structure", (182, 228, 255)),
     "trachea": (ORGAN, "44567001", "Trachea", (182, 228, 255)),
     "bone": (ORGAN, "272673000", "Bone", (241, 214, 145)),
-    "fat": (TISSUE, "55603005", "Adipose tissue", (230, 220, 70)),
+    "fat": (TISSUE, "55603005", "Fat", (230, 220, 70)),
     "muscle": (TISSUE, "91727004", "Muscle", (192, 104, 88)),
     "air": (TISSUE, "15158005", "Air", (150, 200, 240)),
     "liver": (ORGAN, "10200004", "Liver", (221, 130, 101)),
@@ -33,14 +34,16 @@ _STRUCTURES: dict[str, tuple[Code, str, str, tuple[int, int, int]]] = {
     "stomach": (ORGAN, "69695003", "Stomach", (216, 132, 105)),
     "pancreas": (ORGAN, "15776009", "Pancreas", (249, 180, 111)),
     "gallbladder": (ORGAN, "28231008", "Gallbladder", (139, 150, 98)),
-    "bladder": (ORGAN, "89837001", "Urinary bladder", (222, 154, 132)),
+    "bladder": (ORGAN, "89837001", "Bladder", (222, 154, 132)),
     "brain": (ORGAN, "12738006", "Brain", (250, 250, 225)),
     "ribs": (ORGAN, "113197003", "Rib", (253, 232, 158)),
     "sternum": (ORGAN, "56873002", "Sternum", (244, 217, 154)),
-    "spine": (ORGAN, "421060004", "Vertebral column", (226, 202, 134)),
+    "spine": (ORGAN, "421060004", "Spine", (226, 202, 134)),
     "lesion": (ABNORMAL, "52988006", "Lesion", (144, 238, 144)),
     "region": (TISSUE, "85756007", "Tissue", (128, 174, 128)),
 }
+#: Names that `label` has codes for.
+NAMES = tuple(_STRUCTURES)
 
 
 def label(name: str, value: int = 1) -> Label:

@@ -29,14 +29,17 @@ _PROCEDURES = {
     "PT": Code("44136-0", "LN", "PET unspecified body region"),
 }
 _ANY_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
-#: Categories of response (NCI Thesaurus, as CDISC's oncology terminology takes them); the rest of PS3.16 and SNOMED CT.
+#: Codes of our own, where no published one says it.
+OWN = "99ISOCENTER"
+#: Categories of response at a visit. PS3.16 has codes for target and non-target lesions alone (CID 6144), none for the whole;
+#: these are RadLex's, as the imaging module of the German Medical Informatics Initiative's FHIR guide takes them for RECIST.
 RESPONSES = {
-    "CR": Code("C4870", "NCIt", "Complete Response"),
-    "PR": Code("C18058", "NCIt", "Partial Response"),
-    "SD": Code("C18213", "NCIt", "Stable Disease"),
-    "PD": Code("C35571", "NCIt", "Progressive Disease"),
+    "CR": Code("RID11511", "RADLEX", "complete imaging response"),
+    "PR": Code("RID11513", "RADLEX", "partial response"),
+    "SD": Code("RID11514", "RADLEX", "stable disease"),
+    "PD": Code("RID11515", "RADLEX", "progressive disease"),
     "NON-CR/NON-PD": Code("112046", "DCM", "Non-Target Lesion Incomplete Response or Stable Disease"),
-    "NE": Code("373121007", "SCT", "Not Evaluated"),
+    "NE": Code("not-evaluable", OWN, "Response not evaluable"),
 }
 #: A normal distribution's 95 % limits.
 _LIMITS_SD = 1.96
@@ -245,9 +248,9 @@ def _response(assessment: Assessment, report: VisitReport) -> Any:
 
     percent = codes.UCUM.Percent
     rows = [
-        (Code("sum-of-diameters", "99ISOCENTER", "Sum of target lesion diameters"), assessment.sum_mm, codes.UCUM.Millimeter),
-        (Code("change-from-baseline", "99ISOCENTER", "Change of sum since baseline"), assessment.percent_from_baseline, percent),
-        (Code("change-from-nadir", "99ISOCENTER", "Change of sum since smallest"), assessment.percent_from_nadir, percent),
+        (Code("sum-of-diameters", OWN, "Sum of target lesion diameters"), assessment.sum_mm, codes.UCUM.Millimeter),
+        (Code("change-from-baseline", OWN, "Change of sum since baseline"), assessment.percent_from_baseline, percent),
+        (Code("change-from-nadir", OWN, "Change of sum since smallest"), assessment.percent_from_nadir, percent),
     ]
     categories = [(codes.DCM.CurrentResponse, assessment.category), (codes.DCM.BestOverallResponse, assessment.best_overall)]
     criteria = codes.DCM.RECIST1Point1 if assessment.criteria == "RECIST 1.1" else None

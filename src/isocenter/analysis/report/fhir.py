@@ -1,8 +1,8 @@
 """A case as a FHIR R4 bundle (HL7 4.0.1): a DiagnosticReport, an Observation for every lesion at every visit and for every response.
 
 The bundle is a transaction: posted to a server's base address it is taken as a whole or not at all. Sizes are coded as mCODE
-codes them (LOINC), volumes and body sites by SNOMED CT, response by the NCI Thesaurus; units are UCUM's. Everything is
-"preliminary": nobody has read it yet.
+codes them (LOINC), volumes and body sites by SNOMED CT, response by RadLex; units are UCUM's. What no published code says
+has one of our own, or words alone. Everything is "preliminary": nobody has read it yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _SYSTEMS = {
     "SCT": "http://snomed.info/sct",
     "LN": "http://loinc.org",
     "DCM": "http://dicom.nlm.nih.gov/resources/ontology/DCM",
-    "NCIt": "http://ncicb.nci.nih.gov/xml/owl/EVS/Thesaurus.owl",
+    "RADLEX": "http://radlex.org",
+    sr.OWN: "urn:isocenter:code",
 }
 _UCUM = "http://unitsofmeasure.org"
 #: Where identifiers come from that this program makes: pseudonyms, and names of lesions.
@@ -159,7 +160,8 @@ class _Writer:
             return None
         made = self._observation(_RESPONSE, visit.timepoint, patient, device, study)
         made["method"] = _concept(Code("126081", "DCM", "RECIST 1.1"))
-        made["valueCodeableConcept"] = _concept(sr.RESPONSES[str(response.category)])
+        code = sr.RESPONSES[str(response.category)]
+        made["valueCodeableConcept"] = _concept(code, f"{response.category}: {code.meaning}")
         figures = [
             ("Sum of target lesion diameters", response.sum, "mm"),
             ("Change of sum since baseline", response.percent_baseline, "%"),
