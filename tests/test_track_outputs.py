@@ -240,7 +240,9 @@ def test_a_lesion_is_one_over_all_visits(done: tuple[Path, Case]) -> None:
 def test_dcmtk_reads_the_reports(done: tuple[Path, Case]) -> None:
     for name in VISITS:
         ran = subprocess.run(["dsrdump", "+Pc", str(done[0] / "dicom" / f"{name}_sr.dcm")], capture_output=True, text=True, check=False)
-        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.returncode == 0, ran.stderr
+        # Of UTF-8 it says that its check of values does not know it, which is a warning.
+        assert not [line for line in ran.stderr.splitlines() if not line.startswith("W: The VR checker")]
         assert "Comprehensive 3D SR Document" in ran.stdout
         assert "Long axis" in ran.stdout
 
