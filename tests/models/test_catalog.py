@@ -79,6 +79,21 @@ def at(hub: Hub, **how: Any) -> sources.Source:
     return sources.choose(entry(), endpoint=hub.url, **how)
 
 
+def test_totalsegmentators_structures_are_numbered_as_it_numbers_them() -> None:
+    """Its table of 117 goes on from part to part; the numbers that people know by heart stand where it has them."""
+    entries = catalog.entries()
+    parts = [entries[f"totalseg_{part}"].labels for part in ("organs", "vertebrae", "cardiac", "muscles", "ribs")]
+    assert [len(part) for part in parts] == [24, 26, 18, 23, 26]
+    total = [name for part in parts for name in part]
+    for entry in ("totalseg_total", "totalseg_fast", "totalseg_preview"):
+        assert list(entries[entry].labels) == total
+    known = {1: "spleen", 5: "liver", 25: "sacrum", 51: "heart", 52: "aorta", 79: "spinal_cord", 90: "brain", 92: "rib_left_1", 116: "sternum"}
+    assert {number: total[number - 1] for number in known} == known
+    assert [*entries["totalseg_mr_organs"].labels, *entries["totalseg_mr_muscles"].labels] == list(entries["totalseg_mr_fast"].labels)
+    for entry in entries.values():
+        assert len(set(entry.labels)) == len(entry.labels)
+
+
 def test_every_network_of_the_documents_has_an_entry() -> None:
     assert set(NAMED) <= set(catalog.entries())
     assert catalog.entry("google/medgemma-27b-text-it").id == "medgemma-27b"

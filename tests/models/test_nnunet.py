@@ -21,6 +21,7 @@ from isocenter.core.model import ModelContext, ModelSpec, Run
 from isocenter.core.phantom import phantom
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
+from isocenter.models._nnunet import folder as _folder
 from isocenter.models.nnunet import NNUNet, offer
 from isocenter.service import Service
 
@@ -461,3 +462,26 @@ def test_networks_that_are_no_parts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="there are none"):
         offer(tmp_path / "empty", told("empty", parts=True))
+
+
+def test_the_publishers_own_names_count(tmp_path: Path) -> None:
+    """TotalSegmentator names its structures by a table of its own and not by the folder, so the catalog's table counts here too."""
+    place = write_folder(tmp_path / "model")
+    entry = replace(told("named"), labels=("kidney_right", "kidney_left", "Liver_all"))
+    spec = offer(place, entry)
+    assert [(label.value, label.name) for label in spec.labels] == [(1, "kidney_right"), (2, "kidney_left"), (3, "liver_all")]
+    assert spec.synonyms["liver"] == "liver_all"
+    assert loaded(place, entry).segment(noise(GRIDS["as stored"])).labels == spec.labels
+    fewer = offer(place, replace(entry, labels=("kidneys", "liver")))
+    assert [label.name for label in fewer.labels] == ["kidney_right", "kidney_left", "liver"], "a table of other weights is not taken"
+
+
+def test_the_folders_name_says_which_configuration_was_trained(tmp_path: Path) -> None:
+    def twice(both: Any) -> None:
+        configurations = both[0]["configurations"]
+        configurations["3d_fullres_high"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16, 16]}
+
+    high = write_folder(tmp_path / "a" / "T__nnUNetPlans__3d_fullres_high", change=twice)
+    usual = write_folder(tmp_path / "b" / "model", change=twice)
+    for place, options, tile in ((high, {"configuration": "3d_fullres"}, 16), (usual, {"configuration": "3d_fullres_high"}, 16), (usual, {}, 12)):
+        assert _folder.read(place, options).configuration["patch_size"][0] == tile

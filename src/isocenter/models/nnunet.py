@@ -3,7 +3,7 @@
 For folders as nnU-Net v2 writes and publishes them (`plans.json`, `dataset.json`, `fold_*/checkpoint_final.pth`, or the
 weights as safetensors), with one input image: 2d, 3d_lowres and 3d_fullres configurations, one fold or several averaged,
 labels or nested regions, PlainConvUNet and ResidualEncoderUNet. Pickled weights are read with `weights_only=True` alone.
-Class names come from `dataset.json`; words are understood by them.
+Class names come from `dataset.json`, or from the catalog where it names every label; words are understood by both.
 
 nnU-Net does not turn scans into one orientation unless its reader does: what a network knows of left and right depends on
 how its training data lay. A reader that reorients, the option `orientation` of the catalog or a key "orientation" in
@@ -54,14 +54,15 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
     """
     known = dict(entry.options) if entry else {}
     parts = _folder.read_all(folder, known)
-    trained, labels = parts[0], _folder.joined(parts)
+    names = list(entry.labels) if entry else []
+    trained, labels = parts[0], _folder.joined(parts, names)
     checkpoints = [path for part in parts for path in part.checkpoints]
     sizes = [[path.stat().st_size for path in part.checkpoints] for part in parts]
     # All folds are kept in memory and one of them in the network besides.
     resident = sum(sum(size) + sum(size) // len(size) for size in sizes)
     scratch = max(_folder.scratch_bytes(part) for part in parts)
     options = {name: known.get(name, default) for name, default in _OPTIONS.items()} | {"orientation": trained.orientation or ""}
-    kept = {name: known[name] for name in ("configuration", "folds", "parts") if name in known}
+    kept = {name: known[name] for name in ("configuration", "folds", "parts") if name in known} | ({"names": names} if names else {})
     return ModelSpec(
         id=entry.id if entry else folder.name,
         version=(entry.revision[:12] if entry else "") or "1",
@@ -71,7 +72,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         modalities=(trained.modality,) if trained.modality else (),
         dimensions=(2, 3),
         labels=labels,
-        synonyms=_synonyms(labels) | dict(known.get("synonyms") or {}),
+        synonyms=_synonyms(labels) | _own_names(parts, labels) | dict(known.get("synonyms") or {}),
         options=options | kept,
         licence=(entry.licence if entry else "") or "unknown",
         citation=(entry.citation if entry else "") or _CITATION,
@@ -93,6 +94,13 @@ def _synonyms(labels: tuple[Label, ...]) -> dict[str, str]:
         if name and side in ("left", "right"):
             found[f"{side} {name.replace('_', ' ')}"] = label.name
     return found
+
+
+def _own_names(parts: tuple[Trained, ...], labels: tuple[Label, ...]) -> dict[str, str]:
+    """The folder's own words for labels that the catalog calls otherwise; none that is another label's name."""
+    taken = {label.name for label in labels}
+    own = zip(_folder.joined(parts), labels, strict=True)
+    return {was.name.replace("_", " "): label.name for was, label in own if was.name != label.name and was.name not in taken}
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,10 @@ class NNUNet:
         """
         if not self._networks:
             raise ModelError("the model is not loaded")
-        trained, labels = self._networks[0].trained, _folder.joined([network.trained for network in self._networks])
+        trained, labels = (
+            self._networks[0].trained,
+            _folder.joined([network.trained for network in self._networks], self._defaults.get("names") or ()),
+        )
         asked = self._asked(options or {})
         notes = _notes(volume, trained, asked)
         mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in labels) < 256 else np.uint16)

@@ -86,12 +86,19 @@ def read_all(folder: Path, options: Mapping[str, Any]) -> tuple[Trained, ...]:
     return parts
 
 
-def joined(parts: Sequence[Trained]) -> tuple[Label, ...]:
-    """The labels of all parts, numbered on from part to part, which for TotalSegmentator's five is its own numbering 1 to 117."""
-    if len(parts) == 1:
-        return parts[0].labels
-    labels = [label for part in parts for label in sorted(part.labels, key=lambda label: label.value)]
-    return tuple(replace(label, value=number) for number, label in enumerate(labels, start=1))
+def joined(parts: Sequence[Trained], names: Sequence[str] = ()) -> tuple[Label, ...]:
+    """The labels of all parts, numbered on from part to part, which for TotalSegmentator's five is its own numbering 1 to 117.
+
+    names: what the publisher's program calls the values 1, 2, 3 and so on, whatever the folder says; TotalSegmentator names
+    its structures by such a table. Taken where there is one for each label.
+    """
+    labels = parts[0].labels
+    if len(parts) > 1:
+        every = [label for part in parts for label in sorted(part.labels, key=lambda label: label.value)]
+        labels = tuple(replace(label, value=number) for number, label in enumerate(every, start=1))
+    if len(names) != len(labels) or any(part.regions for part in parts):
+        return labels
+    return tuple(terminology.label(names[label.value - 1].lower(), label.value) for label in labels)
 
 
 def _trained(folder: Path, plans: dict[str, Any], dataset: dict[str, Any], options: Mapping[str, Any]) -> Trained:
@@ -151,9 +158,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _configuration(folder: Path, plans: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Which of the plans' configurations was trained: as the options, the folder's name or the plans themselves say."""
+    """Which of the plans' configurations was trained: as the folder's name, the options or the plans themselves say.
+
+    nnU-Net names the folder after what it trained, so that name knows best; plans hold many configurations.
+    """
     there = list(plans["configurations"])
-    name = options.get("configuration") or folder.name.rpartition("__")[2]
+    _, named, trained = folder.name.rpartition("__")
+    name = trained if named and trained in there else options.get("configuration")
     if name in there:
         return str(name)
     for usual in ("3d_fullres", "3d_lowres", "2d"):
