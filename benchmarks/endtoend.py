@@ -140,7 +140,7 @@ def run(place: Path, database_url: str, redis_url: str, crop: int | None = None)
 @contextmanager
 def served(place: Path, env: dict[str, str], *, worker: bool = False) -> Iterator[str]:
     """The address of a server; with a worker on the processor beside it, which does the jobs where the environment names a broker."""
-    from tests.jobs.servers import free_port
+    from tests.ports import free_port
 
     port = free_port()
     programs = [["serve", "--port", str(port)], *([["worker", "--device", "cpu", "--concurrency", "1"]] if worker else [])]

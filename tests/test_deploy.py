@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from isocenter.core.settings import Settings
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -130,17 +130,11 @@ def test_variables_are_settings() -> None:
     assert used <= known | foreign, used - known - foreign
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answer(url: str, seconds: float = 90) -> dict[str, Any]:
+def answer(url: str, seconds: float = 180) -> dict[str, Any]:
     end = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as found:
+            with urllib.request.urlopen(url, timeout=30) as found:
                 told: dict[str, Any] = json.load(found)
                 return told
         except OSError:
@@ -169,10 +163,10 @@ def test_commands_of_the_images_start_a_server(start: str, tmp_path: Path) -> No
         if start == "image":
             check = re.search(r'HEALTHCHECK[^\[]*\["python", "-c", "(.+)"\]', (ROOT / "Dockerfile.cpu").read_text())
             assert check is not None
-            subprocess.run([sys.executable, "-c", check[1]], env=environment, check=True, timeout=30)
+            subprocess.run([sys.executable, "-c", check[1]], env=environment, check=True, timeout=120)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) in (0, -signal.SIGTERM)
+        assert process.wait(120) in (0, -signal.SIGTERM)
 
 
 def test_the_command_of_the_cpu_worker_starts_two_hands(tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_the_command_of_the_cpu_worker_starts_two_hands(tmp_path: Path) -> None:
             assert time.monotonic() < end, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(90) == 0
+        assert process.wait(120) == 0
         assert "ONNX providers using: ['CPUExecutionProvider']" in (tmp_path / "log").read_text()
     finally:
         process.kill()
@@ -211,7 +205,7 @@ def test_an_idle_server_ends_by_itself(tmp_path: Path) -> None:
     )
     try:
         assert answer(f"http://127.0.0.1:{port}/")["status"] == "UP"
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.guides import pages
-from tests.http.conftest import free_port
+from tests.ports import free_port
 
 DEPLOY = ROOT / "docs" / "deploy"
 PAGES = sorted(path.name for path in DEPLOY.glob("*.md"))

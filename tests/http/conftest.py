@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from isocenter.core.phantom import Phantom, phantom
 from isocenter.core.settings import Settings
 from isocenter.http.app import create_app
 from isocenter.io import nifti
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def serve(home: Path, *flags: str, ports: int = 1, **env: str) -> Iterator[tuple
 
     def stop() -> str:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
         return Path(log.name).read_text()
 
     try:
@@ -75,21 +75,15 @@ def serve(home: Path, *flags: str, ports: int = 1, **env: str) -> Iterator[tuple
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[Any], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+            with urllib.request.urlopen(f"{address}/readyz", timeout=30):
                 return
         except OSError:
             time.sleep(0.1)
     raise AssertionError(f"not ready: {log.read_text()}")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from isocenter.http import errors
 from isocenter.http.context import Context, Here
 from isocenter.runtime.runtime import Lease
 from isocenter.service import Service
-from tests.http.conftest import free_port
+from tests.ports import free_port
 
 
 class Patient:

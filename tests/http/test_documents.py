@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +46,6 @@ def is_free(port: int) -> bool:
 @pytest.fixture(scope="module")
 def documented(home: Path) -> Iterator[Path]:
     """One server on the documents' two ports, and a folder with the sample they name: 43 slices of 512 x 512."""
-    if not (is_free(8000) and is_free(8002)):
-        pytest.skip("the documents' ports 8000 and 8002 are taken on this machine")
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     made = phantom((43, 128, 128))
@@ -52,8 +53,13 @@ def documented(home: Path) -> Iterator[Path]:
     (home / "sample-data").mkdir(exist_ok=True)
     (home / SAMPLE).write_bytes(zipped(dicom_series(large, spacing=(0.75, 0.75, 9.0)), folder="2.000000-PRE LIVER-76970"))
     (home / "volume.nii.gz").write_bytes(nifti.write(made.volume.array, made.volume.grid))
-    with serve(home, "--port", "8000", "--port", "8002"):
-        yield home
+    # Where tests run in several processes, each may be here: one after the other has the ports.
+    with (Path(tempfile.gettempdir()) / f"isocenter-ports-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (is_free(8000) and is_free(8002)):
+            pytest.skip("the documents' ports 8000 and 8002 are taken on this machine")
+        with serve(home, "--port", "8000", "--port", "8002"):
+            yield home
 
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:

@@ -15,24 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from isocenter.core.settings import Settings
+from tests.ports import free_port
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
+        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}: {log.read_text()[-2000:]}"
         with socket.socket() as sock:
             sock.settimeout(1)
             if sock.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise AssertionError(f"nothing listens on {port}")
+    raise AssertionError(f"nothing listens on {port}: {log.read_text()[-2000:]}")
 
 
 class Server:
@@ -46,7 +41,7 @@ class Server:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self._cwd, start_new_session=True)
-        wait_for(self.port, self.process)
+        wait_for(self.port, self.process, self._log)
 
     def kill(self) -> None:
         """As when the machine goes away."""
@@ -61,7 +56,7 @@ class Server:
         if self.process.poll() is None:
             os.killpg(self.process.pid, how)
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -92,15 +87,21 @@ class Postgres(Server):
     """PostgreSQL on a port. It will not run as root, so as root it runs as the user that its package made."""
 
     def start(self) -> None:
-        """After a kill its children need a moment to notice; until then a new one refuses to share their memory."""
-        for _ in range(40):
+        """Until it answers: its port is open before, and after a kill a new one refuses the old one's memory until its children are gone."""
+        import psycopg
+
+        deadline = time.monotonic() + 120
+        while True:
             try:
-                super().start()
-            except AssertionError:
-                time.sleep(0.25)
+                if self.process is None or self.process.poll() is not None:
+                    super().start()
+                psycopg.connect(self.url("postgres"), connect_timeout=10).close()
+            except (AssertionError, psycopg.OperationalError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
             else:
                 return
-        super().start()
 
     def url(self, name: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"

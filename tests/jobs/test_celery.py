@@ -20,6 +20,7 @@ from isocenter.store.tables import EVENTS
 from tests.conftest import ROOT
 from tests.jobs import servers
 from tests.jobs.conftest import new_database
+from tests.ports import free_port
 
 
 def until(condition: Callable[[], bool], log: Path, seconds: float = 90) -> None:
@@ -132,7 +133,7 @@ def test_the_settings_that_keep_jobs_safe() -> None:
 
 
 def test_a_broker_that_is_not_there_keeps_nobody_waiting(tmp_path: Path) -> None:
-    backend = Backend(Settings(home=tmp_path, redis_url=f"redis://127.0.0.1:{servers.free_port()}/0"))
+    backend = Backend(Settings(home=tmp_path, redis_url=f"redis://127.0.0.1:{free_port()}/0"))
     started = time.monotonic()
     for number in range(5):
         backend.submit(NewJob("x", {"n": number}))

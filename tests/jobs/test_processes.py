@@ -23,10 +23,11 @@ from isocenter.core.phantom import phantom
 from isocenter.io import nifti
 from isocenter.store.tables import WORKERS
 from tests.conftest import ROOT
-from tests.http.conftest import dicom_series, free_port, wait_until_ready, zipped
+from tests.http.conftest import dicom_series, wait_until_ready, zipped
 from tests.jobs import servers
 from tests.jobs.balancer import round_robin
 from tests.jobs.conftest import new_database
+from tests.ports import free_port
 
 _BOUNDARY = "b0undary"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isocenter.core.settings import Settings
-from tests.http.conftest import free_port
+from tests.ports import free_port
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 
