@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +22,8 @@ from isocenter.core.volume import Volume
 CT_CENTRE, CT_WIDTH = 40.0, 400.0
 _MOST_VOXELS = 1_000_000_000
 _THREADS = min(os.cpu_count() or 1, 4)
+#: Planes that are made at once where the whole is not wanted in memory.
+_SLAB = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +36,20 @@ class Preprocessed:
     width: float
 
 
-def preprocess(volume: Volume, *, spacing_mm: float | None = None, centre: float | None = None, width: float | None = None) -> Preprocessed:
-    """Resample to cubes (by default as fine as the finest axis, not below 0.5 mm), window and scale to 0..1.
+@dataclass(frozen=True)
+class Plan:
+    """What a scan becomes: the grid of cubes, and the window's centre and width in the scan's unit."""
 
-    Window: as given; for CT soft tissue; for others the values between the 1st and 99th percentile. Outside of the scan lies
-    its lowest value. Raises `GeometryError` for a sheared grid, `LimitError` for more than 10^9 voxels.
+    grid: Grid
+    centre: float
+    width: float
+
+
+def plan(volume: Volume, *, spacing_mm: float | None = None, centre: float | None = None, width: float | None = None) -> Plan:
+    """Cubes by default as fine as the finest axis, not below 0.5 mm.
+
+    Window: as given; for CT soft tissue; for others the values between the 1st and 99th percentile. Raises `LimitError`
+    for more than 10^9 voxels.
     """
     step = spacing_mm or max(min(volume.spacing), 0.5)
     grid = isotropic(volume.grid, step)
@@ -45,7 +58,35 @@ def preprocess(volume: Volume, *, spacing_mm: float | None = None, centre: float
     if centre is None or width is None:
         low, high = (CT_CENTRE - CT_WIDTH / 2, CT_CENTRE + CT_WIDTH / 2) if volume.unit == "HU" else _percentiles(volume)
         centre, width = (low + high) / 2, max(high - low, 1e-6)
-    return Preprocessed(windowed(resampled(volume, grid), centre, width)[None], grid, centre, width)
+    return Plan(grid, centre, width)
+
+
+def preprocess(volume: Volume, *, spacing_mm: float | None = None, centre: float | None = None, width: float | None = None) -> Preprocessed:
+    """Resample to cubes, window and scale to 0..1, see `plan`. Outside of the scan lies its lowest value.
+
+    Raises `GeometryError` for a sheared grid, and what `plan` raises.
+    """
+    made = plan(volume, spacing_mm=spacing_mm, centre=centre, width=width)
+    return Preprocessed(windowed(resampled(volume, made.grid), made.centre, made.width)[None], made.grid, made.centre, made.width)
+
+
+def preprocessed_slabs(volume: Volume, made: Plan) -> Iterator[NDArray[np.float32]]:
+    """`preprocess`'s array (z, y, x), some planes at a time, made ahead on threads; never more of it than a few slabs is in memory."""
+    planes = _planes(volume, made.grid)
+
+    def make(first: int) -> NDArray[np.float32]:
+        out = np.empty((min(_SLAB, made.grid.shape[0] - first), *made.grid.shape[1:]), np.float32)
+        planes(out, first)
+        return windowed(out, made.centre, made.width)
+
+    waiting: deque[Future[NDArray[np.float32]]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, made.grid.shape[0], _SLAB):
+            waiting.append(pool.submit(make, first))
+            if len(waiting) > _THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def windowed(array: NDArray[np.float32], centre: float, width: float) -> NDArray[np.float32]:
@@ -72,10 +113,26 @@ def resampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     Beyond half a voxel outside of the scan lies its lowest value. Takes no memory to speak of but the result's. Raises
     `GeometryError` for a sheared scan and for a grid whose axes are not the scan's.
     """
+    planes = _planes(volume, grid)
+    out = np.empty(grid.shape, np.float32)
+    ends = np.linspace(0, grid.shape[0], _THREADS + 1).astype(int)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done in [pool.submit(planes, out[int(a) : int(b)], int(a)) for a, b in pairwise(ends)]:
+            done.result()
+    return out
+
+
+def _planes(volume: Volume, grid: Grid) -> Callable[[NDArray[np.float32], int], None]:
+    """What fills an array with the planes of `volume` on `grid` that begin at an index, see `resampled`; to be called from any thread."""
     if not volume.grid.is_orthogonal:
         raise GeometryError("the axes of this scan are not at right angles; it cannot be resampled")
     if grid.same_as(volume.grid):
-        return volume.array.astype(np.float32)
+
+        def copy(out: NDArray[np.float32], first: int) -> None:
+            for k, plane in enumerate(out, start=first):
+                plane[...] = volume.voxels[k]
+
+        return copy
     if not np.allclose(grid.direction, volume.direction, atol=1e-5):
         raise GeometryError("a scan is resampled along its own axes only")
     from isocenter.analysis._resample import blend
@@ -84,26 +141,21 @@ def resampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     steps = [a / b for a, b in zip(grid.spacing, volume.spacing, strict=True)]
     (columns, right), (rows, down), (planes, between) = (_lines(float(start[k]), steps[k], grid.shape[2 - k], volume.shape[2 - k]) for k in range(3))
     lowest = min(float(plane.min()) for plane in volume.voxels)
-    out = np.empty(grid.shape, np.float32)
 
-    def fill(first: int, last: int) -> None:
+    def fill(out: NDArray[np.float32], first: int) -> None:
         line = np.empty(volume.shape[2], np.float32)
         held: dict[int, NDArray[np.float32]] = {}
-        for k in range(first, last):
+        for k, plane in enumerate(out, start=first):
             z = int(planes[k])
             if z < 0:
-                out[k] = lowest
+                plane[...] = lowest
                 continue
             pair = (z, min(z + 1, volume.shape[0] - 1))
             # Copies: a scan's own planes are read-only, which the kernel does not take.
             held = {n: held[n] if n in held else np.array(volume.voxels[n], dtype=np.float32, order="C") for n in pair}
-            blend(held[pair[0]], held[pair[1]], between[k], rows, down, columns, right, lowest, line, out[k])
+            blend(held[pair[0]], held[pair[1]], between[k], rows, down, columns, right, lowest, line, plane)
 
-    ends = np.linspace(0, grid.shape[0], _THREADS + 1).astype(int)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for done in [pool.submit(fill, int(a), int(b)) for a, b in pairwise(ends)]:
-            done.result()
-    return out
+    return fill
 
 
 def _lines(start: float, step: float, count: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
