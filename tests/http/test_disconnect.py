@@ -18,7 +18,6 @@ from isocenter.http import errors
 from isocenter.http.context import Context, Here
 from isocenter.runtime.runtime import Lease
 from isocenter.service import Service
-from tests.ports import free_port
 
 
 class Patient:
@@ -37,7 +36,7 @@ class Server:
         self.service.runtime._loader.create = lambda spec: Patient()
         self.began = threading.Semaphore(0)
         self.ended: list[str] = []
-        self.port = free_port()
+        self.socket = socket.create_server(("127.0.0.1", 0))
         app = FastAPI()
         app.state.context = Context(self.service)
         errors.install(app)
@@ -61,26 +60,27 @@ class Server:
         async def quick(here: Here) -> str:
             return await here.infer(lambda: "quick")
 
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="critical", lifespan="off"))
-        self.thread = threading.Thread(target=self.server.run)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         while not self.server.started:
             time.sleep(0.01)
 
     def ask(self, path: str) -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", self.port))
+        client = socket.create_connection(self.socket.getsockname(), timeout=60)
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return client
 
     def waits_for(self, count: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.service.runtime.waiting != count:
             assert time.monotonic() < deadline, self.service.runtime.waiting
             time.sleep(0.005)
 
     def close(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
+        self.socket.close()
         self.service.close()
 
 
@@ -93,7 +93,7 @@ def server(app_settings: Settings) -> Iterator[Server]:
 
 def test_who_leaves_takes_the_work_along(server: Server) -> None:
     first = server.ask("/compute")
-    assert server.began.acquire(timeout=10)
+    assert server.began.acquire(timeout=60)
     waiting = [server.ask("/compute") for _ in range(3)]
     server.waits_for(4)
     for client in waiting:

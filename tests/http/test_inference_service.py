@@ -128,7 +128,7 @@ def test_the_bulk_clients_sequence(tmp_path: Path, networks: Path, study: bytes,
 
 
 def wait(client: httpx.Client | TestClient, job_id: str, prefix: str = "") -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         answer: dict[str, Any] = client.get(f"{prefix}/inference/jobs/{job_id}").json()
         if answer["status"] in ("completed", "failed", "cancelled"):

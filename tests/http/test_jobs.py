@@ -37,7 +37,7 @@ def submit(client: TestClient, data: bytes, job: dict[str, Any], *, name: str = 
     return {**answer.json(), "http": answer.status_code}
 
 
-def finished(client: TestClient, job: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
+def finished(client: TestClient, job: dict[str, Any], seconds: float = 180) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         answer: dict[str, Any] = client.get(f"/api/v1/jobs/{job['id']}").json()
@@ -212,7 +212,7 @@ def test_pages_and_metrics(app_client: TestClient, ct_nifti: bytes) -> None:
 def test_not_ready_while_nothing_can_be_written(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, decoders=0, min_free_bytes=2**60, job_workers=0)
     with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (answer := client.get("/readyz")).json()["status"] == "warming up" and time.monotonic() < deadline:
             time.sleep(0.05)
         assert answer.status_code == 503

@@ -204,7 +204,7 @@ def test_bad_metaimage_headers_are_typed_errors(changes: dict[str, str | None], 
 
 def test_bombs_are_refused_cheaply() -> None:
     zeros = zlib.compress(bytes(1 << 26), 9)
-    started = time.perf_counter()
+    started = time.process_time()
     for data in (
         made(gzip.compress(b""), sizes="700 700 700", encoding="gzip"),
         mha(zlib.compress(b""), DimSize="700 700 700", CompressedData="True"),
@@ -214,6 +214,6 @@ def test_bombs_are_refused_cheaply() -> None:
     ):
         with pytest.raises(InputError):
             read(data)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     small = read(mha(zeros, CompressedData="True"))
     assert small.shape == (2, 3, 4)

@@ -135,7 +135,7 @@ def test_models_take_turns_in_one_cards_memory() -> None:
     with running(machine(24), workers=8) as (runtime, cards):
         choice = random.Random(1)
         jobs = [runtime.submit(lambda name=name: runtime.call(names[name], answer)) for name in choice.choices(list(names), k=60)]  # type: ignore[misc]
-        assert {job.result(20) for job in jobs} == {"float32 on cuda:0"}
+        assert {job.result(60) for job in jobs} == {"float32 on cuda:0"}
         assert 16 * GIB < cards.most["cuda:0"] <= 24 * GIB
         assert runtime.fleet.ledger("cuda:0").evictions > 0
 
@@ -199,7 +199,7 @@ def test_what_others_hold_is_waited_for_and_not_fought_over() -> None:
     """Memory runs out beside another: the ledger then asks for more and so lets them take turns."""
     with running(machine(10), workers=2, per_item=5 * GIB) as (runtime, _):
         jobs = [runtime.submit(lambda: runtime.call(spec("a", 1, 0.5), answer, batch=1)) for _ in range(6)]
-        assert {job.result(20) for job in jobs} == {"float32 on cuda:0"}
+        assert {job.result(60) for job in jobs} == {"float32 on cuda:0"}
 
 
 def lost() -> Exception:
@@ -213,7 +213,7 @@ def test_a_lost_card_takes_no_job_with_it() -> None:
     with running(machine(10, 10), workers=4) as (runtime, cards):
         cards.errors = {"cuda:0": [lost()]}
         jobs = [runtime.submit(lambda: runtime.call(spec("a", 2), answer)) for _ in range(8)]
-        assert {job.result(20) for job in jobs} <= {"float32 on cuda:0", "float32 on cuda:1"}
+        assert {job.result(60) for job in jobs} <= {"float32 on cuda:0", "float32 on cuda:1"}
         assert runtime.devices == ("cuda:1", "cpu")
         assert runtime.state()["devices"][0]["lost"]
         cards.errors = {"cuda:1": [lost()]}
@@ -228,11 +228,11 @@ def test_two_cards_share_the_load() -> None:
         both = threading.Barrier(2)
 
         def together(lease: Lease) -> str:
-            both.wait(5)
+            both.wait(60)
             return answer(lease)
 
         jobs = [runtime.submit(lambda: runtime.call(spec("a", 4), together)) for _ in range(2)]
-        assert {job.result(10) for job in jobs} == {"float32 on cuda:0", "float32 on cuda:1"}
+        assert {job.result(60) for job in jobs} == {"float32 on cuda:0", "float32 on cuda:1"}
         assert cards.loads == {("a", "cuda:0"): 1, ("a", "cuda:1"): 1}
 
 
@@ -245,7 +245,7 @@ def test_people_stay_with_one_copy() -> None:
             return lease.instance
 
         jobs = [runtime.submit(lambda: runtime.call(click, instance)) for _ in range(10)]
-        assert len({job.result(10) for job in jobs}) == 1
+        assert len({job.result(60) for job in jobs}) == 1
 
 
 def test_a_model_too_large_for_one_card_lies_on_two() -> None:
@@ -263,8 +263,8 @@ def test_a_model_too_large_for_one_card_lies_on_two() -> None:
 def test_a_model_for_several_threads_is_used_by_several() -> None:
     with running(machine(10), workers=3) as (runtime, cards):
         both = threading.Barrier(2)
-        jobs = [runtime.submit(lambda: runtime.call(spec("a", 1, concurrent=2), lambda lease: both.wait(5) is not None)) for _ in range(2)]
-        assert all(job.result(10) for job in jobs)
+        jobs = [runtime.submit(lambda: runtime.call(spec("a", 1, concurrent=2), lambda lease: both.wait(60) is not None)) for _ in range(2)]
+        assert all(job.result(60) for job in jobs)
         assert cards.loads.total() == 1
 
 
@@ -279,7 +279,7 @@ def test_cancelling_ends_waiting_and_work() -> None:
                 time.sleep(0.002)
 
         first = runtime.submit(lambda: runtime.call(spec("a", 1), work))
-        assert started.wait(5)
+        assert started.wait(60)
         second = runtime.submit(lambda: runtime.call(spec("a", 1), answer))  # waits for the model
         with pytest.raises(CancelledError):
             runtime.call(spec("a", 1), answer, run=Run(cancelled=lambda: True))
@@ -289,7 +289,7 @@ def test_cancelling_ends_waiting_and_work() -> None:
         first.cancel()
         for job in (first, second):
             with pytest.raises(CancelledError):
-                job.result(5)
+                job.result(60)
 
 
 def test_a_model_that_hangs_is_given_up_and_its_child_ended() -> None:
@@ -299,7 +299,7 @@ def test_a_model_that_hangs_is_given_up_and_its_child_ended() -> None:
     class Hanging(Net):
         def answer(self, run: Run = QUIET) -> str:
             if len(created) == 1:
-                assert ended.wait(10)
+                assert ended.wait(60)
                 raise ModelError("the child process ended")
             return super().answer(run)
 
@@ -312,11 +312,11 @@ def test_a_model_that_hangs_is_given_up_and_its_child_ended() -> None:
         created.append(Hanging(cards, 0))
         return created[-1]
 
-    runtime = Runtime(machine=here, create=create, options=Options(inference_seconds=0.2))
+    runtime = Runtime(machine=here, create=create, options=Options(inference_seconds=2.0))
     with pytest.raises(DeadlineError, match="gave no answer within"):
-        runtime.submit(lambda: runtime.call(spec("a", 4), answer)).result(5)
-    assert ended.wait(5), "the child was ended"
-    assert runtime.submit(lambda: runtime.call(spec("a", 4), answer)).result(5) == "float32 on cuda:0", "with a new copy"
+        runtime.submit(lambda: runtime.call(spec("a", 4), answer)).result(60)
+    assert ended.wait(60), "the child was ended"
+    assert runtime.submit(lambda: runtime.call(spec("a", 4), answer)).result(60) == "float32 on cuda:0", "with a new copy"
     runtime.close()
     assert len(created) == 2
     assert not any(cards.taken.values()), "memory returned, the hanging copy's too"
@@ -364,14 +364,14 @@ def test_a_model_of_the_processor_makes_nobody_look_for_cards(monkeypatch: pytes
 
 
 def test_a_lease_costs_next_to_nothing() -> None:
-    """A click has a tenth of a second in all. Asking the machine for its packages or its memory each time took 15 ms."""
+    """A click has a tenth of a second in all. Asking the machine for its packages or its memory each time took 15 ms of a processor."""
     runtime = Runtime(create=lambda _: Net(Cards({"cpu": 1 << 60}), 0))
     small = ModelSpec("small", "1", Task.INTERACTIVE, "x:Y", "", resident_bytes={"float32": 1 << 20}, scratch_bytes={"float32": 1 << 20})
     seconds = []
     for _ in range(50):
-        started = time.perf_counter()
+        started = time.thread_time()
         runtime.call(small, lambda lease: lease.device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
     assert sorted(seconds)[25] < 0.003
     runtime.close()
 
@@ -433,7 +433,7 @@ def batch_of(work: Callable[[Lease, Any], list[Any]], runtime: Runtime, items: l
 def test_items_of_several_clients_are_computed_together_and_fail_alone() -> None:
     with running(machine(10)) as (runtime, _):
         gate, seen = threading.Event(), []
-        runtime.submit(lambda: gate.wait(5))
+        runtime.submit(lambda: gate.wait(60))
 
         def work(lease: Lease, items: list[Any]) -> list[Any]:
             seen.append(len(items))
@@ -443,17 +443,17 @@ def test_items_of_several_clients_are_computed_together_and_fail_alone() -> None
 
         futures = [batch_of(work, runtime, items) for items in (["a", "b"], ["broken"], ["c"], [])]
         gate.set()
-        assert [f.result(10) for f in (futures[0], futures[2], futures[3])] == [["aa", "bb"], ["cc"], []]
+        assert [f.result(60) for f in (futures[0], futures[2], futures[3])] == [["aa", "bb"], ["cc"], []]
         with pytest.raises(ValueError, match="cannot read"):
-            futures[1].result(10)
+            futures[1].result(60)
         assert max(seen) > 1
         assert runtime._batches.batches < 8
 
 
 def test_batched_work_of_an_inference_thread_waits_for_nobody() -> None:
     with running(machine(10)) as (runtime, _):
-        job = runtime.submit(lambda: batch_of(lambda lease, items: list(items), runtime, [1, 2]).result(5))
-        assert job.result(5) == [1, 2]
+        job = runtime.submit(lambda: batch_of(lambda lease, items: list(items), runtime, [1, 2]).result(60))
+        assert job.result(60) == [1, 2]
 
 
 @pytest.mark.gpu

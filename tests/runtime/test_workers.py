@@ -26,11 +26,11 @@ class Gate:
     def __init__(self, workers: Workers, **how: float) -> None:
         self.started, self.open = threading.Event(), threading.Event()
         self.job = workers.submit(self, **how)
-        assert self.started.wait(5)
+        assert self.started.wait(60)
 
     def __call__(self) -> str:
         self.started.set()
-        assert self.open.wait(10)
+        assert self.open.wait(60)
         return "done"
 
 
@@ -41,9 +41,9 @@ def test_results_errors_and_a_bounded_queue(workers: Workers) -> None:
         workers.submit(lambda: 4)
     assert workers.waiting == 3
     gate.open.set()
-    assert (gate.job.result(5), second.result(5)) == ("done", 2)
+    assert (gate.job.result(60), second.result(60)) == ("done", 2)
     with pytest.raises(ZeroDivisionError):
-        third.result(5)
+        third.result(60)
 
 
 def test_cancelled_work_leaves_the_queue_at_once(workers: Workers) -> None:
@@ -56,7 +56,7 @@ def test_cancelled_work_leaves_the_queue_at_once(workers: Workers) -> None:
     assert not gate.job.cancel(), "what runs is told instead"
     assert gate.job.unwanted.is_set()
     gate.open.set()
-    assert gate.job.result(5) == "done"
+    assert gate.job.result(60) == "done"
     assert not ran
 
 
@@ -70,8 +70,8 @@ def test_a_coroutine_that_is_cancelled_takes_its_work_along(workers: Workers) ->
 
     asyncio.run(ask())
     gate.open.set()
-    gate.job.result(5)
-    assert workers.submit(lambda: 5).result(5) == 5
+    gate.job.result(60)
+    assert workers.submit(lambda: 5).result(60) == 5
     assert not ran
 
 
@@ -80,26 +80,26 @@ def test_work_that_hangs_is_given_up_and_another_thread_takes_over(workers: Work
     gate = Gate(workers, seconds=0.1)
     gate.job.on_abandon.append(given_up.set)
     with pytest.raises(DeadlineError, match=r"no answer within 0\.1 seconds"):
-        gate.job.result(5)
-    assert workers.submit(lambda: "next").result(5) == "next", "though the first thread still hangs"
-    assert given_up.wait(5)
+        gate.job.result(60)
+    assert workers.submit(lambda: "next").result(60) == "next", "though the first thread still hangs"
+    assert given_up.wait(60)
     assert workers.waiting == 0
     gate.open.set()
     time.sleep(0.05)
-    assert workers.submit(lambda: threading.current_thread().name).result(5)
+    assert workers.submit(lambda: threading.current_thread().name).result(60)
 
 
 def test_a_thread_knows_its_job(workers: Workers) -> None:
     assert current() is None
     job = workers.submit(current)
-    assert job.result(5) is job
+    assert job.result(60) is job
 
 
 def test_nothing_is_started_before_there_is_work() -> None:
     before = threading.active_count()
     workers = Workers(4, 4)
     assert threading.active_count() == before
-    workers.submit(lambda: None).result(5)
+    workers.submit(lambda: None).result(60)
     workers.close()
     with pytest.raises(BusyError):
         workers.submit(lambda: None)

@@ -191,7 +191,7 @@ class Gate:
 
         def held(ids: Any, mask: Any) -> Any:
             self.entered.release()
-            assert self.open.wait(20)
+            assert self.open.wait(60)
             return work(ids, mask)
 
         monkeypatch.setattr(encoder, "embed", held)
@@ -203,7 +203,7 @@ def test_busy_status_and_the_clients_retry(home: Path, minilm: Path, monkeypatch
         answers: list[Any] = []
         first = threading.Thread(target=lambda: answers.append(client.post("/embed", json={"texts": ["a b c", "b " * 200]})))
         first.start()
-        assert gate.entered.acquire(timeout=10)
+        assert gate.entered.acquire(timeout=60)
         busy = client.post("/embed", json={"texts": ["something else"]})
         assert (busy.status_code, busy.json(), busy.headers["Retry-After"]) == (503, {"detail": "GPU busy - retry later"}, "5")
         status = client.get("/status").json()
@@ -215,14 +215,14 @@ def test_busy_status_and_the_clients_retry(home: Path, minilm: Path, monkeypatch
         assert datetime.fromisoformat(job["started_at"]).utcoffset() is not None
         assert client.get("/healthz").status_code == 200
         gate.open.set()
-        first.join(20)
+        first.join(60)
         assert answers[0].status_code == 200
         assert client.get("/status").json()["active_jobs"] == []
         assert client.post("/embed", json={"texts": ["something else"]}).status_code == 200
 
 
 def test_a_client_that_leaves_takes_its_work_along(home: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with application(home, minilm, text_slots=1, text_chunk=1, text_wait=5) as client:
+    with application(home, minilm, text_slots=1, text_chunk=1, text_wait=60) as client:
         gate = Gate(client, monkeypatch)
         texts = service(client)
         before = texts.batcher.batches
@@ -233,7 +233,7 @@ def test_a_client_that_leaves_takes_its_work_along(home: Path, minilm: Path, mon
             if not receive.sent:  # type: ignore[attr-defined]
                 receive.sent = True  # type: ignore[attr-defined]
                 return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.to_thread(left.wait, 10)
+            await asyncio.to_thread(left.wait, 60)
             return {"type": "http.disconnect"}
 
         receive.sent = False  # type: ignore[attr-defined]
@@ -246,9 +246,9 @@ def test_a_client_that_leaves_takes_its_work_along(home: Path, minilm: Path, mon
         scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {}}
         assert client.portal is not None
         running = client.portal.start_task_soon(client.app, scope, receive, send)
-        assert gate.entered.acquire(timeout=10)
+        assert gate.entered.acquire(timeout=60)
         left.set()
-        running.result(10)
+        running.result(60)
         queue = {"max_concurrent": 1, "in_flight": 0, "available_slots": 0, "waiting_estimate": 0}
         assert texts.status() == {"queue": queue, "active_jobs": []}, "nobody's batch still holds the slot"
         gate.open.set()
@@ -275,7 +275,7 @@ def test_simultaneous_first_requests_load_a_model_once(home: Path, minilm: Path,
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
     assert codes == [200] * 8
     assert loads == [1]
 
