@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isocenter.analysis.measurements import describe_image, measure
+from isocenter.analysis.label_figures import LabelMeasured, label_figures
+from isocenter.analysis.measurements import describe_image
 from isocenter.core.errors import PromptError, UsageError
 from isocenter.core.model import ModelSpec, Run, Task
 from isocenter.core.plain_prompts import parse_prompts
 from isocenter.core.prompts import Box, Text
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
-from isocenter.io import write
+from isocenter.io import sr_labels, write
 from isocenter.io.upload import Upload
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.handler import Handler, JobInput, JobResult, Product
@@ -31,6 +32,7 @@ SCAN = "scan"
 FORMATS: Mapping[str, tuple[str, str]] = {
     "nifti": ("mask.nii.gz", "application/gzip"),
     "dicom_seg": ("mask.dcm", "application/dicom"),
+    "dicom_sr": ("measurements.dcm", "application/dicom"),
     "npz": ("mask.npz", "application/octet-stream"),
     "nrrd": ("mask.nrrd", "application/octet-stream"),
     "seg_nrrd": ("mask.seg.nrrd", "application/octet-stream"),
@@ -156,12 +158,17 @@ def _segment(service: Service, given: JobInput, run: Run) -> JobResult:
     seconds |= dict(result.provenance.seconds)
     run.check(0.8, "writing")
     started = time.perf_counter()
-    facts = describe(result, volume)
-    products = []
-    for number, name in enumerate(asked["formats"]):
+    measured = label_figures(result, volume)
+    facts = describe(result, volume, measured)
+    made: dict[str, bytes] = {}
+    # A report refers to the DICOM SEG beside it, so that is written before.
+    for number, name in enumerate(sorted(asked["formats"], key="dicom_sr".__eq__)):
         run.check(0.8 + 0.2 * number / len(asked["formats"]), f"writing {name}")
-        file, media_type = FORMATS[name]
-        products.append(Product(file, encode(name, result, volume, facts), media_type))
+        if name == "dicom_sr":
+            made[name] = sr_labels.write(result, volume, [m.reported() for m in measured], made.get("dicom_seg"))
+        else:
+            made[name] = encode(name, result, volume, facts)
+    products = [Product(FORMATS[name][0], made[name], FORMATS[name][1]) for name in asked["formats"]]
     seconds["write"] = time.perf_counter() - started
     return JobResult(tuple(products), facts, seconds)
 
@@ -190,30 +197,17 @@ def _threshold(parameters: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def describe(result: Segmentation, volume: Volume) -> dict[str, Any]:
-    """What measurements.json holds: every class with its figures, the image, and how the answer came about."""
-    from isocenter.analysis.diameters import diameters
+def describe(result: Segmentation, volume: Volume, measured: Sequence[LabelMeasured] | None = None) -> dict[str, Any]:
+    """What measurements.json holds: every class with its figures, the image, and how the answer came about.
 
-    labels = []
-    for measured in measure(result, volume):
-        entry = measured.as_dict()
-        entry |= {"longest_mm": None, "short_axis_mm": None, "touches_border": None}
-        if measured.box is not None:
-            (x0, y0, z0), (x1, y1, z1) = measured.box
-            crop = result.mask[z0 : z1 + 1, y0 : y1 + 1, x0 : x1 + 1] == measured.label
-            found = diameters(crop, result.grid, first=(z0, y0, x0))
-            if found is not None:
-                entry["longest_mm"] = round(found.longest.length_mm, 3)
-                entry["short_axis_mm"] = round(found.short.length_mm, 3)
-            z, y, x = volume.shape
-            entry["touches_border"] = min(x0, y0, z0) == 0 or x1 == x - 1 or y1 == y - 1 or z1 == z - 1
-        entry["mean_hu"] = entry["mean"] if volume.unit == "HU" else None
-        labels.append(entry)
+    measured: what `label_figures` says of both, where it was computed already.
+    """
+    labels = [label.as_dict() for label in (label_figures(result, volume) if measured is None else measured)]
     return {"model": result.provenance.model, "labels": labels, "image": describe_image(volume), "provenance": result.provenance.as_dict()}
 
 
 def encode(name: str, result: Segmentation, volume: Volume, facts: Mapping[str, Any]) -> bytes:
-    """The bytes of a result in one of `FORMATS`."""
+    """The bytes of a result in one of `FORMATS` but the report, which needs more."""
     if name == "measurements":
         return (json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n").encode()
     if name == "preview":

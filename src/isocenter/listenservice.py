@@ -7,7 +7,7 @@ import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from blake3 import blake3
@@ -17,6 +17,7 @@ from isocenter import jobservice
 from isocenter.core.errors import IsocenterError, NotFoundError, StoreError, UsageError
 from isocenter.core.settings import Settings
 from isocenter.io import dimse
+from isocenter.io.dimse_tls import Tls
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.inbox import Inbox, Outbox, Sending, Series
 from isocenter.jobs.table import NORMAL, State
@@ -26,8 +27,8 @@ from isocenter.service import Service
 log = structlog.get_logger("isocenter.dicom")
 #: Seconds between two looks at what came and what is to be sent.
 _LOOK = 0.5
-#: What is sent back of a job.
-_RESULT = "mask.dcm"
+#: What may be sent back of a job, as the formats of jobs call it.
+_OBJECTS = {"seg": "dicom_seg", "sr": "dicom_sr"}
 
 
 class Destination(BaseModel):
@@ -37,6 +38,13 @@ class Destination(BaseModel):
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(ge=1, le=65535)
     ae_title: str = Field(min_length=1, max_length=16)
+    tls: bool = False
+    tls_name: str | None = Field(None, min_length=1, max_length=253)
+
+    @property
+    def peer(self) -> dimse.Peer:
+        """As the network calls it."""
+        return dimse.Peer(self.host, self.port, self.ae_title, self.tls, self.tls_name)
 
 
 class Rule(BaseModel):
@@ -55,6 +63,7 @@ class Rule(BaseModel):
     parameters: dict[str, Any] = {}
     priority: int = Field(NORMAL, ge=0, le=9)
     queue: str | None = Field(None, pattern="^(gpu|cpu)$")
+    send: tuple[Literal["seg", "sr"], ...] = Field(("seg", "sr"), min_length=1)
     send_to: list[str] = []
 
     @field_validator("modality", "body_part", "series_description", "sender")
@@ -76,13 +85,18 @@ class Rule(BaseModel):
         )
         return images >= self.min_images and all(re.search(pattern, text, re.IGNORECASE) for pattern, text in pairs if pattern)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What is made to be sent, each once."""
+        return tuple(dict.fromkeys(_OBJECTS[kind] for kind in self.send))
+
     def request(self, series_uid: str | None = None) -> jobservice.SegmentRequest:
         """The job's request."""
         return jobservice.SegmentRequest(
             model=self.model,
             prompts=[*self.prompts, *self.labels],
             parameters=self.parameters,
-            formats=("dicom_seg", "measurements"),
+            formats=(*self.formats, "measurements"),
             series_uid=series_uid,
             priority=self.priority,
             queue=self.queue,
@@ -123,6 +137,13 @@ class Rules(BaseModel):
                 raise UsageError(f"the rule '{rule.name}' cannot be followed: {error.message}") from None
 
 
+def tls_of(settings: Settings) -> Tls:
+    """What the settings say of TLS. Raises `UsageError` for what cannot be meant or read."""
+    tls = Tls(settings.dicom_tls_cert, settings.dicom_tls_key, settings.dicom_tls_ca, settings.dicom_tls_client_cert)
+    tls.check()
+    return tls
+
+
 class Listener:
     """Receives, queues and sends until it is stopped."""
 
@@ -130,6 +151,7 @@ class Listener:
         rules.check(service.registry)
         self._settings, self._service, self._backend, self._rules = settings, service, backend, rules
         self._inbox, self._outbox = Inbox(settings), Outbox(settings)
+        self._tls = tls_of(settings)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._receiver = dimse.Receiver(
@@ -140,6 +162,7 @@ class Listener:
             port=settings.dicom_port,
             allowed=settings.dicom_allowed,
             max_bytes=settings.dicom_max_bytes,
+            tls=self._tls,
         )
 
     def start(self) -> int:
@@ -193,7 +216,7 @@ class Listener:
             log.error("a series became no job", rule=rule.name, images=len(images), reason=error.message)
             self._inbox.done(series, images)
             return
-        self._outbox.add(job.id, rule.send_to)
+        self._outbox.add(job.id, [jobservice.FORMATS[name][0] for name in rule.formats], rule.send_to)
         self._inbox.done(series, images)
         log.info("queued", job=job.id, rule=rule.name, images=len(images))
 
@@ -207,19 +230,21 @@ class Listener:
             return
         if not job.ended:
             return
-        result = job.artifact(_RESULT)
-        if job.state is not State.COMPLETED or result is None:
+        if job.state is not State.COMPLETED:
             log.error("a job has no result to send", job=job.id, state=job.state.value, code=job.error_code)
             self._outbox.drop(sending)
             return
-        data = b"".join(self._backend.objects.read(result.digest))
 
-        def send(name: str) -> None:
+        def send(file: str, name: str) -> None:
             if name not in self._rules.destinations:
                 raise StoreError(f"there is no destination '{name}' in the rules any more")
-            node = self._rules.destinations[name]
-            dimse.send(data, dimse.Peer(node.host, node.port, node.ae_title), ae_title=self._settings.dicom_ae_title)
-            log.info("sent", job=job.id, to=name)
+            result = job.artifact(file)
+            if result is None:
+                log.error("a job has no such result to send", job=job.id, file=file)
+                return
+            data = b"".join(self._backend.objects.read(result.digest))
+            dimse.send(data, self._rules.destinations[name].peer, ae_title=self._settings.dicom_ae_title, tls=self._tls)
+            log.info("sent", job=job.id, file=file, to=name)
 
         try:
             self._outbox.deliver(sending, send)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
-from pynetdicom import AE, build_context, evt
-from pynetdicom.sop_class import CTImageStorage, Verification
+from pydicom.uid import SegmentationStorage
+from pynetdicom.sop_class import CTImageStorage
 from typer.testing import CliRunner
 
 from isocenter import jobservice
@@ -30,7 +28,8 @@ from isocenter.jobs.backend import Backend
 from isocenter.listenservice import Listener, Rules
 from isocenter.service import Service
 from tests.http.conftest import dicom_series
-from tests.jobs.servers import free_port
+from tests.jobs.dicom_nodes import call, listening, pacs, until
+from tests.ports import free_port
 
 #: The library under the test leaves a socket or a file to the collector where an association breaks off.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -96,65 +95,58 @@ def rules(tmp_path: Path, port: int = 1) -> Rules:
     return Rules.read(path)
 
 
-@contextlib.contextmanager
-def listening(settings: Settings, service: Service, backend: Backend, found: Rules) -> Iterator[int]:
-    listener = Listener(settings, service, backend, found)
-    port = listener.start()
-    try:
-        yield port
-    finally:
-        listener.stop()
+def check_segmentation(dataset: Dataset, images: list[Dataset]) -> None:
+    segmentation = highdicom.seg.Segmentation.from_dataset(dataset)
+    assert segmentation.get_segment_description(1).segment_label == "lungs"
+    assert same_patient(dataset) == same_patient(images[0])
+    assert dataset.ReferencedSeriesSequence[0].SeriesInstanceUID == images[0].SeriesInstanceUID
+    sent = {image.SOPInstanceUID for image in images}
+    named = {uid for _, _, uid in segmentation.get_source_image_uids()}
+    assert named <= sent
+    assert len(named) > 5
+    assert (dataset.pixel_array > 0).any()
 
 
-@contextlib.contextmanager
-def pacs(port: int) -> Iterator[list[Dataset]]:
-    """A node that keeps what is sent to it."""
-    kept: list[Dataset] = []
-
-    def store(event: Any) -> int:
-        dataset = event.dataset
-        dataset.file_meta = event.file_meta
-        kept.append(dataset)
-        return 0x0000
-
-    ae = AE(ae_title="PACS")
-    ae.require_called_aet = True
-    ae.add_supported_context(SegmentationStorage)
-    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
-    try:
-        yield kept
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def call(port: int, datasets: list[Dataset], *, own: str = "SCANNER", other: str = "ISOCENTER") -> list[int | None]:
-    """The statuses of storing these; None where no answer came."""
-    ae = AE(ae_title=own)
-    kinds = {dataset.SOPClassUID for dataset in datasets} | {CTImageStorage}
-    contexts = [build_context(kind, [ExplicitVRLittleEndian]) for kind in kinds]
-    association = ae.associate("127.0.0.1", port, contexts=[*contexts, build_context(Verification)], ae_title=other)
-    if not association.is_established:
-        return []
-    try:
-        assert association.send_c_echo().Status == 0x0000
-        return [getattr(association.send_c_store(dataset), "Status", None) for dataset in datasets]
-    finally:
-        if association.is_established:
-            association.release()
+def check_report(dataset: Dataset, segmentation: Dataset, images: list[Dataset], facts: dict[str, Any]) -> None:
+    """facts: of the job's measurements.json."""
+    report = highdicom.sr.Comprehensive3DSR.from_dataset(dataset)
+    assert same_patient(dataset) == same_patient(images[0])
+    evidence = {i.ReferencedSOPInstanceUID: s.SeriesInstanceUID for study in evidence_of(dataset) for s in study for i in s.ReferencedSOPSequence}
+    assert evidence.pop(segmentation.SOPInstanceUID) == segmentation.SeriesInstanceUID
+    assert evidence == {image.SOPInstanceUID: image.SeriesInstanceUID for image in images}
+    content = report.content
+    assert isinstance(content, highdicom.sr.MeasurementReport)
+    uid = segmentation.SegmentSequence[0].TrackingUID
+    (inside,) = content.get_volumetric_roi_measurement_groups(tracking_uid=uid)
+    assert inside.finding_type.meaning == segmentation.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning
+    reference = next(item for item in inside[0].ContentSequence if item.ValueType == "IMAGE").ReferencedSOPSequence[0]
+    assert (reference.ReferencedSOPInstanceUID, reference.ReferencedSegmentNumber) == (segmentation.SOPInstanceUID, 1)
+    figures = {(m.name.meaning, m.derivation.meaning if m.derivation else None): m for m in inside.get_measurements()}
+    assert figures["Volume", None].value == pytest.approx(facts["volume_mm3"])
+    assert figures["Volume", None].unit.value == "mm3"
+    assert figures["Attenuation Coefficient", "Mean"].value == pytest.approx(facts["mean"])
+    (across,) = content.get_image_measurement_groups(tracking_uid=uid)
+    lines = {m.name.meaning: m for m in across.get_measurements()}
+    assert lines["Long axis"].value == pytest.approx(facts["longest_mm"], abs=1e-3)
+    assert lines["Short axis"].value == pytest.approx(facts["short_axis_mm"], abs=1e-3)
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def evidence_of(dataset: Dataset) -> list[Any]:
+    return [study.ReferencedSeriesSequence for study in dataset.CurrentRequestedProcedureEvidenceSequence]
+
+
+def same_patient(dataset: Dataset) -> list[str]:
+    names = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "AccessionNumber")
+    return [str(dataset.get(name, "") or "") for name in names]
 
 
 def test_a_series_comes_in_and_its_segmentation_goes_back(
     settings: Settings, service: Service, backend: Backend, images: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The destination is away at first, and the listener is stopped and started between; nothing is lost, nothing comes twice."""
+    """The destination is away at first, and the listener is stopped and started between; nothing is lost, nothing comes twice.
+
+    What goes back is read by highdicom: a SEG and a report (TID 1500) that refer to the series that came, of its patient and study.
+    """
     monkeypatch.setattr(inbox, "_PAUSES", (0.2, 0.2))
     port = free_port()
     found = rules(tmp_path, port)
@@ -175,14 +167,53 @@ def test_a_series_comes_in_and_its_segmentation_goes_back(
     assert len(waiting()) == 1
     with pacs(port) as kept, listening(settings, service, backend, found):
         until(lambda: not waiting())
-        assert len(kept) == 1
-    seg = kept[0]
-    assert (seg.Modality, seg.SegmentSequence[0].SegmentLabel) == ("SEG", "lungs")
-    assert (seg.StudyInstanceUID, seg.PatientID) == (images[0].StudyInstanceUID, "Jane^Doe")
-    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == images[0].SeriesInstanceUID
-    assert (seg.pixel_array > 0).any()
+        assert [dataset.Modality for dataset in kept] == ["SEG", "SR"]
+    facts = backend.queue.get(job.id).facts["labels"][0]
+    check_segmentation(kept[0], images)
+    check_report(kept[1], kept[0], images, facts)
     assert backend.queue.page()[1] == 1
     assert not list(Path(tmp_path / "listen").rglob(".*")), "no halves are left"
+
+
+def test_what_an_archive_does_not_take_holds_nothing_else_up(
+    settings: Settings, service: Service, backend: Backend, images: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two archives, one of which knows no reports until it is updated: each gets each object once. A rule may send the report alone."""
+    monkeypatch.setattr(inbox, "_PAUSES", (0.2, 0.2))
+    ports = [free_port(), free_port()]
+    path = tmp_path / "rules.toml"
+    path.write_text(
+        RULES.replace("{port}", str(ports[0])).replace('["pacs"]', '["pacs", "other"]')
+        + f'[destinations.other]\nhost = "127.0.0.1"\nport = {ports[1]}\nae_title = "PACS"\n'
+    )
+    sending = tmp_path / "listen" / "sending"
+    everybody = settings.model_copy(update={"dicom_allowed": ()})
+
+    def left() -> list[Any]:
+        return [pair for file in sending.glob("*.json") for pair in (inbox.get(file) or {"left": []})["left"]]
+
+    worker = backend.worker(jobservice.handler(service))
+    with pacs(ports[0], kinds=(SegmentationStorage,)) as old, pacs(ports[1]) as other:
+        with listening(settings, service, backend, Rules.read(path)) as here:
+            assert call(here, images) == [0x0000] * len(images)
+            until(left)
+            assert worker.work_once()
+            until(lambda: left() == [["measurements.dcm", "pacs"]])
+        assert [d.Modality for d in old] == ["SEG"]
+        assert [d.Modality for d in other] == ["SEG", "SR"]
+        path.write_text(path.read_text().replace('model = "tissue"', 'model = "tissue"\nsend = ["sr"]'))
+        alone = Rules.read(path)
+        assert alone.rules[1].request().formats == ("dicom_sr", "measurements")
+    with pacs(ports[0]) as new, pacs(ports[1]) as other, listening(everybody, service, backend, alone) as here:
+        until(lambda: not left())
+        assert [d.Modality for d in new] == ["SR"]
+        assert call(here, images[:20], own="SCANNER2") == [0x0000] * 20
+        until(left)
+        assert worker.work_once()
+        until(lambda: not left())
+    assert [d.Modality for d in (*new[1:], *other)] == ["SR", "SR"]
+    named = {i.ReferencedSOPInstanceUID for study in evidence_of(other[0]) for series in study for i in series.ReferencedSOPSequence}
+    assert named == {image.SOPInstanceUID for image in images[:20]}, "the scan alone"
 
 
 def test_what_came_before_a_restart_becomes_a_job_and_late_images_one_of_the_whole(
@@ -267,6 +298,7 @@ def test_several_senders_at_once(settings: Settings, service: Service, backend: 
         ("x =", "not TOML"),
         ("", "rules"),
         ("[[rules]]\nname = 'a'\nmodel = 'tissue'\nprompts = ['lungs']\nsend_to = ['x']", "no destination"),
+        ("[[rules]]\nname = 'a'\nmodel = 'tissue'\nprompts = ['lungs']\nsend = ['rtstruct']", "'seg' or 'sr'"),
         ("[[rules]]\nname = 'a'\nmodality = '('\nmodel = 'tissue'", "no regular expression"),
         ("[[rules]]\nname = 'a'\nmodel = 'nosuch'\nprompts = ['lungs']", "the rule 'a' cannot be followed"),
         ("[[rules]]\nname = 'a'\nmodel = 'tissue'\nprompts = ['lungs']\nbodypart = 'x'", "bodypart"),

@@ -1,4 +1,4 @@
-"""`isocenter listen`: takes series from PACS and routers by C-STORE, queues jobs by rule, and sends DICOM SEG back."""
+"""`isocenter listen`: takes series from PACS and routers by C-STORE, queues jobs by rule, and sends DICOM SEG and SR back."""
 
 from __future__ import annotations
 
@@ -24,11 +24,30 @@ Port = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, meta
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="AET", help="An AE title that may call. Repeatable.", show_default="any, on 127.0.0.1")
 ]
+Certificate = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="Speak TLS, with this certificate (PEM).", show_default="ISOCENTER_DICOM_TLS_CERT")
+]
+Key = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key (PEM).", show_default="in the certificate's file")]
+Authorities = Annotated[
+    Path | None, typer.Option("--tls-ca", metavar="FILE", help="Who signs the other nodes' certificates (PEM).", show_default="the system's")
+]
+Shown = Annotated[bool | None, typer.Option("--tls-client-cert", help="Callers must show such a certificate.", show_default="they need none")]
 Check = Annotated[bool, typer.Option("--check", help="Read the rules, say what is wrong with them, and end.")]
 
 
-def listen(rules: Rules = None, ae_title: Title = None, host: Host = None, port: Port = None, allow: Allow = None, check: Check = False) -> None:
-    """Receive DICOM series over the network (C-STORE), queue a job for each by rule, and send the DICOM SEG to where the rule says.
+def listen(
+    rules: Rules = None,
+    ae_title: Title = None,
+    host: Host = None,
+    port: Port = None,
+    allow: Allow = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    tls_ca: Authorities = None,
+    tls_client_cert: Shown = None,
+    check: Check = False,
+) -> None:
+    """Receive DICOM series over the network (C-STORE), queue a job for each by rule, and send DICOM SEG and SR to where the rule says.
 
     The first rule fits whose modality, body_part, series_description and sender (regular expressions) are found in the series:
 
@@ -46,7 +65,7 @@ def listen(rules: Rules = None, ae_title: Title = None, host: Host = None, port:
     from isocenter.io import dimse
     from isocenter.jobs.backend import Backend
     from isocenter.jobs.processes import run_until_stopped
-    from isocenter.listenservice import Listener
+    from isocenter.listenservice import Listener, tls_of
     from isocenter.listenservice import Rules as RulesFile
     from isocenter.service import Service
 
@@ -57,10 +76,15 @@ def listen(rules: Rules = None, ae_title: Title = None, host: Host = None, port:
         "dicom_host": host,
         "dicom_port": port,
         "dicom_allowed": tuple(allow) if allow else None,
+        "dicom_tls_cert": tls_cert,
+        "dicom_tls_key": tls_key,
+        "dicom_tls_ca": tls_ca,
+        "dicom_tls_client_cert": tls_client_cert,
     }
     chosen = settings(**{name: value for name, value in given.items() if value is not None})
     found = RulesFile.read(chosen.dicom_rules or chosen.home / "listen.toml")
     _check_address(chosen.dicom_host, chosen.dicom_allowed, chosen.insecure)
+    tls_of(chosen)
     logs.configure(chosen)
     service = Service(chosen)
     found.check(service.registry)

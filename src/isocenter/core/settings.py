@@ -260,6 +260,14 @@ class Settings(Limits):
     dicom_rules: Path | None = Field(None, description="Its rules, a TOML file. Default: `listen.toml` in the home folder.")
     dicom_settle: float = Field(10.0, ge=0, description="Seconds after its last image that a series counts as complete.")
     dicom_max_bytes: int = Field(1024 * MIB, gt=0, description="Largest image that is taken in; an association that sends more is ended.")
+    dicom_tls_cert: Path | None = Field(
+        None, description="Its certificate, PEM, with those between it and its authority; it then speaks TLS only. Shown to destinations too."
+    )
+    dicom_tls_key: Path | None = Field(None, description="The certificate's key, PEM, without a password. Default: in the certificate's file.")
+    dicom_tls_ca: Path | None = Field(
+        None, description="Authorities that sign the certificates of other DICOM nodes, PEM. Default: the system's, for destinations."
+    )
+    dicom_tls_client_cert: bool = Field(False, description="Callers must show a certificate that `dicom_tls_ca` signed.")
     webhook_url: str | None = Field(None, description="Where the end of every job is told, by a signed POST.")
     webhook_secret: str = Field("", description="The key of the webhook's signature (HMAC-SHA256).")
     min_free_bytes: int = Field(256 * MIB, ge=0, description="Free space under which the server calls itself not ready.")

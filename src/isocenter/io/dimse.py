@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from isocenter.core.errors import IsocenterError, LimitError, StoreError, UsageE
 from isocenter.core.settings import Limits
 from isocenter.io import study
 from isocenter.io.archive import Part
+from isocenter.io.dimse_tls import Tls, greet
 
 log = structlog.get_logger("isocenter.dicom")
 #: Statuses of C-STORE (PS3.4 B.2.3).
@@ -43,11 +45,13 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another DICOM node."""
+    """Another DICOM node. tls: whether it speaks it. name: what its certificate says it is, where that is not `host`."""
 
     host: str
     port: int
     ae_title: str
+    tls: bool = False
+    name: str | None = None
 
 
 def check_installed() -> None:
@@ -59,13 +63,23 @@ def check_installed() -> None:
 class Receiver:
     """A C-STORE and C-ECHO SCP. `keep` is handed each image and raises where it cannot be kept.
 
-    allowed: AE titles that may call, empty for any. max_bytes: of one image.
+    allowed: AE titles that may call, empty for any. max_bytes: of one image. tls: in clear text where it has no certificate.
     """
 
     def __init__(
-        self, keep: Callable[[Arrived], None], limits: Limits, *, ae_title: str, host: str, port: int, allowed: Sequence[str] = (), max_bytes: int
+        self,
+        keep: Callable[[Arrived], None],
+        limits: Limits,
+        *,
+        ae_title: str,
+        host: str,
+        port: int,
+        allowed: Sequence[str] = (),
+        max_bytes: int,
+        tls: Tls | None = None,
     ) -> None:
         check_installed()
+        self._tls = tls.server(SILENCE) if tls is not None and tls.certificate is not None else None
         self._keep, self._limits, self._max_bytes = keep, limits, max_bytes
         self._title, self._address, self._allowed = ae_title, (host, port), list(allowed)
         self._server: Any = None
@@ -93,7 +107,7 @@ class Receiver:
             (evt.EVT_REJECTED, lambda event: log.warning("an association was refused: the AE title is not allowed, or too many are open")),
         ]
         try:
-            self._server = ae.start_server(self._address, block=False, evt_handlers=handlers)
+            self._server = ae.start_server(self._address, block=False, ssl_context=self._tls, evt_handlers=handlers)
         except OSError as error:
             raise UsageError(f"cannot listen on {self._address[0]}:{self._address[1]} ({error.strerror}); choose another --port") from None
         return int(self._server.server_address[1])
@@ -164,25 +178,25 @@ def _syntaxes() -> list[str]:
     return [str(uid) for uid in ALL_TRANSFER_SYNTAXES]
 
 
-def send(data: bytes, peer: Peer, *, ae_title: str) -> None:
-    """Store a DICOM file at a node. Raises `StoreError` where it cannot be reached or does not keep it: worth another try."""
+def send(data: bytes, peer: Peer, *, ae_title: str, tls: Tls | None = None) -> None:
+    """Store a DICOM file at a node. tls: ours, for a node that speaks it; its certificate is checked.
+
+    Raises `StoreError` where it cannot be reached, cannot be believed or does not keep it: worth another try.
+    """
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import AE
 
-    try:
-        # Asked before, since the library leaves a socket behind for each connection that is refused.
-        socket.create_connection((peer.host, peer.port), SILENCE).close()
-    except OSError:
-        raise StoreError("the DICOM node cannot be reached") from None
+    secured = ((tls or Tls()).client(), peer.name or peer.host) if peer.tls else None
+    _knock(peer, secured)
     dataset = dcmread(io.BytesIO(data))  # ours
     ae = AE(ae_title=ae_title)
     ae.network_timeout = ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = SILENCE
     own = dataset.file_meta.TransferSyntaxUID
     ae.add_requested_context(dataset.SOPClassUID, list(dict.fromkeys([own, ExplicitVRLittleEndian, ImplicitVRLittleEndian])))
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, tls_args=secured)
     if not association.is_established:
-        raise StoreError("the DICOM node refuses the association")
+        raise StoreError("the DICOM node refuses the association" + (", or the certificate that it was shown" if secured else ""))
     try:
         status = association.send_c_store(dataset)
     except ValueError:
@@ -194,6 +208,20 @@ def send(data: bytes, peer: Peer, *, ae_title: str) -> None:
     # Warnings (Bxxx) say that it was kept.
     if code is None or not (code == _KEPT or code & 0xF000 == 0xB000):
         raise StoreError("the DICOM node did not answer" if code is None else f"the DICOM node did not keep it (status {code:04X})")
+
+
+def _knock(peer: Peer, secured: tuple[ssl.SSLContext, str] | None) -> None:
+    """See whether a node is there: the library leaves a socket behind for each connection that is refused, and does not say why.
+
+    secured: for TLS, the context and the name that its certificate must bear.
+    """
+    try:
+        plain = socket.create_connection((peer.host, peer.port), SILENCE)
+    except OSError:
+        raise StoreError("the DICOM node cannot be reached") from None
+    with plain:
+        if secured is not None:
+            greet(plain, *secured)
 
 
 def place(source: Path, target: Path) -> None:

@@ -239,7 +239,7 @@ def _describe(number: int, label: Label, result: Segmentation, tracked: Tracked 
         family=codes.DCM.ArtificialIntelligence,
         version=_short(result.provenance.version, 64) or "0",
         source="Isocenter",
-        parameters={"provenance": _parameters(result)},
+        parameters={"provenance": parameters(result)},
     )
     red, green, blue = label.colour or _DEFAULT_COLOUR
     return hd.seg.SegmentDescription(
@@ -263,7 +263,7 @@ def _code(code: Code | None) -> Any:
     return Coded(chosen.value, chosen.scheme, _short(chosen.meaning, 64))
 
 
-def _parameters(result: Segmentation) -> str:
+def parameters(result: Segmentation) -> str:
     """The provenance as JSON; long lists of prompts are left to their number."""
     facts = result.provenance.as_dict()
     text = json.dumps(facts, default=str)

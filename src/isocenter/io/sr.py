@@ -8,27 +8,18 @@ place for these. The response is a TID 1501 group of its own.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from isocenter.core.errors import UnsupportedError, UsageError
+from isocenter.core.errors import UsageError
 from isocenter.core.patient import Lesion, Timepoint
 from isocenter.core.segmentation import Code
 from isocenter.core.volume import Volume
 from isocenter.io import seg
+from isocenter.io.sr_content import caliper, coded, document, figure, guarded, space
 from isocenter.io.uids import derived_uid
 
-#: Reports of procedures by modality, LOINC (CID 100).
-_PROCEDURES = {
-    "CT": Code("25045-6", "LN", "CT unspecified body region"),
-    "MR": Code("25056-3", "LN", "MRI unspecified body region"),
-    "PT": Code("44136-0", "LN", "PET unspecified body region"),
-}
-_ANY_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 #: Codes of our own, where no published one says it.
 OWN = "99ISOCENTER"
 #: Categories of response at a visit. PS3.16 has codes for target and non-target lesions alone (CID 6144), none for the whole;
@@ -85,27 +76,15 @@ def write(report: VisitReport, volume: Volume, segmentation: bytes | None, *, ps
         raise UsageError(reason)
     if bool(report.lesions) != (segmentation is not None):
         raise UsageError("a report of lesions needs their DICOM SEG")
-    try:
-        with seg.one_at_a_time(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _build(report, volume, segmentation, pseudonym)
-    except (KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedError("the scan's DICOM headers lack what a structured report must refer to") from error
+    with guarded():
+        return _build(report, volume, segmentation, pseudonym)
 
 
 def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseudonym: str | None) -> bytes:
-    import highdicom as hd
     from pydicom import dcmread
-    from pydicom.sr.codedict import codes
 
     sources = seg.source_images(volume, pseudonym)
     segments = dcmread(io.BytesIO(segmentation)) if segmentation is not None else None
-    observer = hd.sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=derived_uid("isocenter", report.version), name="Isocenter", manufacturer_name="Isocenter", model_name=f"Isocenter {report.version}"
-        ),
-    )
     groups = []
     for number, lesion in enumerate(report.lesions, start=1):
         groups += [_space(lesion, number, report, segments), _plane(lesion, report, volume, sources)]
@@ -114,29 +93,7 @@ def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseu
     # The library of images describes each of them in twenty lines: those with calipers; all of them are named as evidence.
     measured = {lesion.slice_index for lesion in report.lesions if lesion.plane == 0 and lesion.slice_index is not None}
     shown = sources if len(sources) == 1 else [sources[k] for k in sorted(measured)]
-    content = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=_coded(_PROCEDURES.get(volume.modality or "", _ANY_PROCEDURE)),
-        imaging_measurements=groups or None,
-        title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=shown or None,
-    )
-    dataset = hd.sr.Comprehensive3DSR(
-        evidence=[*sources, *([segments] if segments is not None else [])],
-        content=content,
-        series_number=1001,
-        series_instance_uid=derived_uid(report.made_of, "sr series"),
-        sop_instance_uid=derived_uid(report.made_of, "sr object"),
-        instance_number=1,
-        manufacturer="Isocenter",
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        series_description="Measurements (research use only)",
-    )
-    out = io.BytesIO()
-    dataset.save_as(out, enforce_file_format=True)
-    return out.getvalue()
+    return document(groups, volume, sources, segments, shown=shown, made_of=report.made_of, version=report.version)
 
 
 def _common(lesion: Lesion, report: VisitReport) -> dict[str, Any]:
@@ -148,12 +105,12 @@ def _common(lesion: Lesion, report: VisitReport) -> dict[str, Any]:
     role = codes.DCM.TargetLesionAtBaseline if lesion.is_target else codes.DCM.NonTargetLesionAtBaseline
     return {
         "tracking_identifier": hd.sr.TrackingIdentifier(uid=tracked.uid, identifier=tracked.identifier),
-        "finding_type": _coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
-        "finding_sites": [hd.sr.FindingSite(_coded(tracked.site))] if tracked.site else None,
+        "finding_type": coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
+        "finding_sites": [hd.sr.FindingSite(coded(tracked.site))] if tracked.site else None,
         "time_point_context": _time_point(report),
         "session": report.timepoint.timepoint_id,
         # A lesion that came later was neither at the baseline.
-        "qualitative_evaluations": [hd.sr.QualitativeEvaluation(name=_coded(Code("112016", "DCM", "Baseline Category")), value=role)]
+        "qualitative_evaluations": [hd.sr.QualitativeEvaluation(name=coded(Code("112016", "DCM", "Baseline Category")), value=role)]
         if lesion.track in report.at_baseline
         else None,
     }
@@ -179,12 +136,12 @@ def _plane(lesion: Lesion, report: VisitReport, volume: Volume, sources: Sequenc
         spread = round(_LIMITS_SD * lesion.sd_mm, 3)
         limits = hd.sr.MeasurementProperties(upper_measurement_uncertainty=spread, lower_measurement_uncertainty=spread)
         for item in limits:  # highdicom gives them no unit
-            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_coded(Code("mm", "UCUM", "mm"))]
-    long, short = (_line(lesion, ends, volume, sources) for ends in (lesion.longest_ends, lesion.short_ends))
+            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [coded(Code("mm", "UCUM", "mm"))]
+    long, short = (caliper(ends, lesion.plane, lesion.slice_index, volume, sources) for ends in (lesion.longest_ends, lesion.short_ends))
     unit = codes.UCUM.Millimeter
     figures = [
-        *_one(codes.SCT.LongAxis, lesion.longest_mm, unit, properties=limits, referenced_coordinates=long),
-        *_one(codes.SCT.ShortAxis, lesion.short_axis_mm, unit, referenced_coordinates=short),
+        *figure(codes.SCT.LongAxis, lesion.longest_mm, unit, properties=limits, referenced_coordinates=long),
+        *figure(codes.SCT.ShortAxis, lesion.short_axis_mm, unit, referenced_coordinates=short),
     ]
     return hd.sr.MeasurementsAndQualitativeEvaluations(measurements=figures or None, **_common(lesion, report))
 
@@ -197,48 +154,13 @@ def _time_point(report: VisitReport) -> Any:
     return hd.sr.TimePointContext(report.timepoint.timepoint_id, time_point_order=report.order, temporal_offset_from_event=days)
 
 
-def _one(name: Any, value: float | None, unit: Any, **rest: Any) -> Iterator[Any]:
-    """A figure as TID 300 has it, or nothing where it could not be had."""
-    import highdicom as hd
-
-    if value is not None:
-        yield hd.sr.Measurement(name=name, value=round(float(value), 4), unit=unit, **rest)
-
-
 def _figures(lesion: Lesion) -> Iterator[Any]:
     """What was measured in space, and intensities."""
     from pydicom.sr.codedict import codes
 
-    yield from _one(codes.SCT.Volume, lesion.volume_mm3, codes.UCUM.CubicMillimeter, method=codes.DCM.SumOfSegmentedVoxelMethodForVolume)
-    yield from _one(_coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, codes.UCUM.Millimeter)
-    yield from _one(_coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, _coded(Code("mm2", "UCUM", "square millimeter")))
-    if lesion.unit == "HU":
-        unit = codes.UCUM.HounsfieldUnit
-        yield from _one(codes.DCM.AttenuationCoefficient, lesion.mean, unit, derivation=codes.SCT.Mean)
-        yield from _one(codes.DCM.AttenuationCoefficient, lesion.std, unit, derivation=_coded(Code("386136009", "SCT", "Standard Deviation")))
-
-
-def _line(lesion: Lesion, ends: tuple[tuple[float, float, float], ...] | None, volume: Volume, sources: Sequence[Any]) -> list[Any] | None:
-    """A caliper: on its slice where slices are the plane of measurement, in the patient's space where they are not.
-
-    Pixels are counted from the corner of the first one, so its middle is at (0.5, 0.5) (PS3.3 C.10.5.1.1.1); in space,
-    positions are LPS mm.
-    """
-    import highdicom as hd
-
-    if ends is None:
-        return None
-    if lesion.plane == 0 and lesion.slice_index is not None:
-        # highdicom wants floats of the width that DICOM stores.
-        points = np.array([(x + 0.5, y + 0.5) for x, y, _ in ends], dtype=np.float64)
-        single = len(sources) == 1 and int(sources[0].get("NumberOfFrames") or 1) > 1
-        source = sources[0 if single else lesion.slice_index]
-        frames = [int(np.flatnonzero(seg.frame_order(source, volume) == lesion.slice_index)[0]) + 1] if single else None
-        image = hd.sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID, frames)
-        return [hd.sr.CoordinatesForMeasurement(hd.sr.GraphicTypeValues.POLYLINE, points, image)]
-    affine = volume.grid.affine_lps
-    space = np.array([(affine @ (*end, 1.0))[:3] for end in ends])
-    return [hd.sr.CoordinatesForMeasurement3D(hd.sr.GraphicTypeValues3D.POLYLINE, space, sources[0].FrameOfReferenceUID)]
+    yield from space(lesion.volume_mm3, lesion.mean, lesion.std, lesion.unit)
+    yield from figure(coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, codes.UCUM.Millimeter)
+    yield from figure(coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, coded(Code("mm2", "UCUM", "square millimeter")))
 
 
 def _response(assessment: Assessment, report: VisitReport) -> Any:
@@ -254,19 +176,13 @@ def _response(assessment: Assessment, report: VisitReport) -> Any:
     ]
     categories = [(codes.DCM.CurrentResponse, assessment.category), (codes.DCM.BestOverallResponse, assessment.best_overall)]
     criteria = codes.DCM.RECIST1Point1 if assessment.criteria == "RECIST 1.1" else None
-    figures = [hd.sr.Measurement(name=_coded(name), value=round(value, 4), unit=unit) for name, value, unit in rows if value is not None]
-    words = [hd.sr.QualitativeEvaluation(name=name, value=_coded(RESPONSES[value])) for name, value in categories if value is not None]
+    figures = [hd.sr.Measurement(name=coded(name), value=round(value, 4), unit=unit) for name, value, unit in rows if value is not None]
+    words = [hd.sr.QualitativeEvaluation(name=name, value=coded(RESPONSES[value])) for name, value in categories if value is not None]
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=derived_uid(report.made_of, assessment.criteria), identifier=assessment.criteria),
         time_point_context=_time_point(report),
-        finding_type=_coded(Code("112020", "DCM", "Response Evaluation")),
+        finding_type=coded(Code("112020", "DCM", "Response Evaluation")),
         method=criteria,
         measurements=figures or None,
         qualitative_evaluations=words or None,
     )
-
-
-def _coded(code: Code) -> Any:
-    from highdicom.sr import CodedConcept
-
-    return CodedConcept(code.value, code.scheme, code.meaning)

@@ -141,10 +141,10 @@ def _names(files: Any) -> dict[str, Any]:
 
 @dataclass
 class Sending:
-    """A job whose result goes to nodes. left: names of those that do not have it yet. tries, next: of sending (seconds since 1970)."""
+    """A job whose results go to nodes. left: [file, node] of what is not there yet. tries, next: of sending (seconds since 1970)."""
 
     job_id: str
-    left: list[str]
+    left: list[list[str]]
     began: float
     tries: int = 0
     next: float = 0.0
@@ -156,23 +156,23 @@ class Outbox:
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.home / "listen" / "sending"
 
-    def add(self, job_id: str, names: Sequence[str]) -> None:
-        """Have a job's result sent to these once it is there. Raises `StoreError`."""
-        if names:
-            put(self._folder / f"{job_id}.json", asdict(Sending(job_id, list(names), time.time())))
+    def add(self, job_id: str, files: Sequence[str], nodes: Sequence[str]) -> None:
+        """Have a job's files sent to these nodes once they are there. Raises `StoreError`."""
+        if left := [[file, node] for node in nodes for file in files]:
+            put(self._folder / f"{job_id}.json", asdict(Sending(job_id, left, time.time())))
 
     def due(self) -> list[Sending]:
         """Those whose time it is."""
         waiting = [Sending(**data) for path in sorted(self._folder.glob("*.json")) if (data := get(path)) is not None]
         return [s for s in waiting if s.next <= time.time()]
 
-    def deliver(self, sending: Sending, send: Callable[[str], None]) -> None:
-        """Call `send` for each that is left; those that raise `StoreError` are tried again later, for a week."""
+    def deliver(self, sending: Sending, send: Callable[[str, str], None]) -> None:
+        """Call `send` with each file and node that is left; what raises `StoreError` is tried again later, for a week."""
         reason = ""
-        for name in list(sending.left):
+        for pair in list(sending.left):
             try:
-                send(name)
-                sending.left.remove(name)
+                send(*pair)
+                sending.left.remove(pair)
             except StoreError as error:
                 reason = error.message
         if not sending.left:
