@@ -20,8 +20,9 @@ from isocenter.http.body import BATCH_BYTES, read_form
 BOUNDARY = "------------------------d74496d66958873e5f2c1a"
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@pytest.fixture(scope="module", params=["auto", "asyncio"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of a server on uvicorn's choice of event loop, and on Python's own."""
     app, settings = FastAPI(), Settings()
 
     @app.post("/")
@@ -34,7 +35,7 @@ def port() -> Iterator[int]:
         return {"detail": "not you"}
 
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=protocol.choose(), log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol.choose(), log_level="critical", lifespan="off", loop=request.param))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield int(listening.getsockname()[1])

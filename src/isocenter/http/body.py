@@ -106,7 +106,11 @@ class _Reader:
             self._text += data[start:end]
 
     def _keep(self, file: Upload, piece: memoryview) -> None:
-        """Copied into a batch, so that the network's own small buffer is free again and stays in the processor's cache."""
+        """Small pieces are copied into a batch, so that the network's own buffer is free again and stays in the processor's cache."""
+        if len(piece) >= SLACK_BYTES:
+            self.pending.append((file, piece))
+            self.pending_bytes += len(piece)
+            return
         if not self._batches:
             self._batches = [np.empty(BATCH_BYTES + SLACK_BYTES, np.uint8) for _ in range(2)]
         first, last = self.pending_bytes, self.pending_bytes + len(piece)

@@ -1,4 +1,4 @@
-"""The server's HTTP protocol: uvicorn's, without two of its copies of every byte of a body, and closing so that answers arrive."""
+"""The server's HTTP protocol: uvicorn's, reading large bodies in large pieces, and closing so that answers arrive."""
 
 from __future__ import annotations
 
@@ -10,6 +10,33 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 #: Seconds for which the rest of a refused body is read and thrown away before the connection is closed, all in all.
 _LINGER = 30.0
+#: Bytes that are read at a time once a body is larger; event loops read 64 or 256 KiB at a time, and pay for each piece.
+_READ_BYTES = 1 << 20
+
+
+def _large(name: bytes, value: bytes) -> bool:
+    """Whether a header announces a body that is worth a large buffer."""
+    return (name == b"content-length" and int(value) > _READ_BYTES) or name == b"transfer-encoding"
+
+
+class _Wide(asyncio.BufferedProtocol):
+    """Reads into one large buffer for another protocol."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._room = memoryview(bytearray(_READ_BYTES))
+        self._protocol = protocol
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They are there."""
+        self._protocol.data_received(bytes(self._room[:nbytes]))
 
 
 def choose() -> type[asyncio.Protocol] | Literal["auto"]:
@@ -22,12 +49,25 @@ def choose() -> type[asyncio.Protocol] | Literal["auto"]:
         """Hands on what the parser found as it is, and closes a connection only when its client can have read the answer."""
 
         lingering: asyncio.TimerHandle | None = None
+        wide = False
 
         def on_headers_complete(self) -> None:
             """Called by the parser when a request begins."""
             super().on_headers_complete()
             if self.cycle is not None:
                 self.cycle.transport = _Patient(self)  # type: ignore[assignment]
+            if not self.wide and self.scheme == "http" and any(_large(name, value) for name, value in self.headers):
+                self._widen()
+
+        def _widen(self) -> None:
+            """From now on what comes is read in pieces of up to `_READ_BYTES`."""
+            self.wide = True
+            if self.flow.read_paused:
+                self.transport.set_protocol(_Wide(self))
+                return
+            self.transport.pause_reading()  # a loop chooses how to read when it starts to
+            self.transport.set_protocol(_Wide(self))
+            self.transport.resume_reading()
 
         def on_body(self, body: bytes) -> None:
             """Called by the parser with the next piece."""
