@@ -198,9 +198,9 @@ def test_python_on_the_page_runs(name: str, tmp_path: Path) -> None:
     if not programs:
         return
     if any("preprocessed.safetensors" in p for p in programs):
-        from isocenter.trackservice import TrackOptions, _save_preprocessed
+        from isocenter.followup.files import save_preprocessed
 
-        _save_preprocessed(tmp_path / "preprocessed.safetensors", phantom((12, 16, 16)).volume, TrackOptions())
+        save_preprocessed(tmp_path / "preprocessed.safetensors", phantom((12, 16, 16)).volume)
     for program in programs:
         done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -113,7 +113,7 @@ def test_a_study_becomes_a_case(client: TestClient, patient: str, study: tuple[P
 
 def test_a_visits_files(client: TestClient, patient: str) -> None:
     files = {f["name"]: f for f in get(client, f"{patient}/timepoints/visit-1")["files"]}
-    assert {"scan.nii.gz", "mask.nii.gz", "mask.npy", "measurements.json", "embedding.npy"} == set(files)
+    assert {"scan.nii.gz", "mask.nii.gz", "mask.npy", "measurements.json", "embedding.npy", "slices.npz"} == set(files)
     mask = np.load(io.BytesIO(client.get(files["mask.npy"]["url"]).content))
     assert set(np.unique(mask)) == {0, 1, 2}
     assert client.get(f"{patient}/timepoints/visit-1/files/nothing").status_code == 404

@@ -71,7 +71,7 @@ class LesionSize:
         return asdict(self)
 
 
-def box_of(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+def box_of(inside: NDArray[Any]) -> tuple[slice, slice, slice] | None:
     """The smallest box around a mask (z, y, x), None for an empty one; slabs are looked through one after the other."""
     planes = np.array([bool(plane.any()) for plane in inside])
     used = np.flatnonzero(planes)

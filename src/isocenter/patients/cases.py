@@ -16,13 +16,14 @@ from threading import Lock
 
 import numpy as np
 
-from isocenter import trackservice
 from isocenter.analysis.case import Case, MeasuredVisit, assemble, followed
 from isocenter.analysis.case_edits import Edits, edited, effective, track_names
 from isocenter.analysis.case_growth import TrackGrowth, grow
 from isocenter.analysis.growth.scenarios import DEFAULTS, Scenario, simulate
 from isocenter.core.errors import ConflictError, NotFoundError
 from isocenter.core.patient import Patient, Timepoint
+from isocenter.followup.between import carried
+from isocenter.followup.files import found_of
 from isocenter.patients.options import options_of
 from isocenter.patients.records import PatientRow, Records, VisitRow
 
@@ -47,7 +48,7 @@ def measured_of(rows: Sequence[VisitRow]) -> list[MeasuredVisit]:
     visits = []
     for row in rows:
         kept = row.measured
-        found = None if kept.get("lesions") is None else tuple(trackservice.found_of(f, f["appearance"] or ()) for f in kept["lesions"])
+        found = None if kept.get("lesions") is None else tuple(found_of(f, f["appearance"] or ()) for f in kept["lesions"])
         when = date.fromisoformat(row.scan_date) if row.scan_date else None
         point = Timepoint(row.timepoint_id, row.day, when, row.modality)
         spacing = kept.get("spacing_mm")
@@ -59,7 +60,7 @@ def measured_of(rows: Sequence[VisitRow]) -> list[MeasuredVisit]:
     for before, after in pairwise(seen):
         known = rows[after].registration
         if known and (known.get("keys") or ())[:2] == [rows[before].key, rows[after].key]:
-            visits[before] = trackservice.carried(visits[before], visits[after].timepoint.timepoint_id, known)
+            visits[before] = carried(visits[before], visits[after].timepoint.timepoint_id, known)
     return visits
 
 

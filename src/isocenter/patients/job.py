@@ -15,12 +15,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isocenter import trackservice
 from isocenter.analysis import appearance
 from isocenter.analysis.case import MeasuredVisit
 from isocenter.core.errors import InputError, UsageError
 from isocenter.core.model import Run
 from isocenter.core.patient import check_id
+from isocenter.followup import between, describe
+from isocenter.followup.between import Aligner
+from isocenter.followup.visit import measure_visit, visit_key
 from isocenter.io import door, unpack, visits
 from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.jobs import needs
@@ -42,6 +44,7 @@ FILES: Mapping[str, str] = {
     "mask.npy": "application/octet-stream",
     "measurements.json": "application/json",
     "embedding.npy": "application/octet-stream",
+    "slices.npz": "application/zip",
     "preprocessed.safetensors": "application/octet-stream",
 }
 SOURCE = "source"
@@ -167,12 +170,12 @@ class _Work:
     # One visit
 
     def _one(self, study: StudyFiles, visit: VisitFiles, is_dicom: bool) -> VisitRow:
-        key = trackservice.visit_key(self._service, study, visit, self._options) if visit.image is not None else None
+        key = visit_key(self._service, study, visit, self._options).whole if visit.image is not None else None
         there = next((v for v in self._records.visits(self._patient.id) if v.timepoint_id == visit.id), None)
         if there is not None and there.key is not None and there.key == key and there.job_id == self._given.job.id:
             return there  # by an attempt before this one
         folder = self._given.folder / "made" / visit.id
-        measured = trackservice.measure_visit(self._service, study, visit, folder, self._options, self._run)
+        measured = measure_visit(self._service, study, visit, folder, self._options, self._run)
         files = self._kept(folder)
         if is_dicom and measured.found is not None:
             scan = self._given.job.inputs[0]
@@ -213,6 +216,7 @@ class _Work:
         if freedom is None:
             return
         rows = self._records.visits(self._patient.id)
+        aligner = Aligner(self._service, freedom, self._run)
         pairs = list(pairwise([r for r in rows if r.measured.get("lesions") is not None]))
         for k, (before, after) in enumerate(pairs):
             keys = [before.key, after.key, str(freedom)]
@@ -220,7 +224,8 @@ class _Work:
                 continue
             self._run.check(0.7 + 0.2 * k / len(pairs), f"{before.timepoint_id}: bringing it to the next visit")
             places = [tuple(lesion["size"]["centroid_lps_mm"]) for lesion in before.measured["lesions"]]
-            found = trackservice.registration(self._service, self._scan(before), self._scan(after), freedom, places, run=self._run)
+            found = between.told(aligner.registration(self._scan(before), self._scan(after)), freedom, places)
+            aligner.forget(before.timepoint_id)
             self._records.set_registration(self._patient.id, after.timepoint_id, {"keys": keys, **found}, job=self._given.job)
 
     def _scan(self, row: VisitRow) -> VisitFiles:
@@ -233,10 +238,10 @@ class _Work:
 
     def _embed(self) -> None:
         """A network's vectors of all lesions that it has not described yet: after all segmentation, so that the two take turns."""
-        spec = trackservice.embedder(self._service, self._options)
+        spec = describe.embedder(self._service, self._options)
         if spec is None:
             return
-        name = trackservice.embedding_name(spec)
+        name = describe.embedding_name(spec)
         rows = [r for r in self._records.visits(self._patient.id) if r.measured.get("lesions") and name not in (r.measured.get("embeddings") or {})]
         for k, row in enumerate(rows):
             self._run.check(0.9 + 0.05 * k / len(rows), f"{row.timepoint_id}: describing lesions")
@@ -244,7 +249,7 @@ class _Work:
             assert visit.image is not None  # noqa: S101 - for the type checker
             scan = door.read_path(visit.image, limits=self._service.settings, modality=row.modality)
             found = measured_of([row])[0].found or ()
-            table = trackservice.describe_lesions(self._service, scan, found, spec, self._run)
+            table = describe.describe_lesions(self._service, scan, found, spec, self._run)
             vectors = {f.id: [float(v) for v in vector] for f, vector in zip(found, table, strict=True)}
             self._records.set_embedding(self._patient.id, row.timepoint_id, name, vectors, job=self._given.job)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from isocenter.analysis.tracking.register import Freedom
 from isocenter.core.errors import UsageError
-from isocenter.trackservice import TrackOptions
+from isocenter.followup.options import TrackOptions
 
 _OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "registration", "immunotherapy", "embedder")
 

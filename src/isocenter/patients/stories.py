@@ -140,7 +140,7 @@ def _laid_out(patients: Patients, row: VisitRow, out: Path) -> VisitFiles:
     folder = out / "processed" / row.patient_id / row.timepoint_id
     folder.mkdir(parents=True)
     places = {}
-    for name in ("scan.nii.gz", "mask.npy", SOURCE):
+    for name in ("scan.nii.gz", "mask.npy", "slices.npz", SOURCE):
         stored = row.file(name)
         if stored is not None:
             (folder / "fetched").mkdir(exist_ok=True)

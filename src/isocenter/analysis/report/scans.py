@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.analysis.lesions import split
+from isocenter.analysis import slices
+from isocenter.analysis.lesions import box_of, split
 from isocenter.analysis.report.thumbnails import thumbnail
 from isocenter.analysis.report.told import VisitScan
 from isocenter.core.geometry import Grid
@@ -24,32 +25,47 @@ def each_lesion(mask: NDArray[np.generic], grid: Grid, least_mm3: float) -> Iter
 
     This order names a visit's lesions, so whoever needs one of them again finds it by counting.
     """
+    from scipy.ndimage import find_objects
+
     least = max(1, math.ceil(least_mm3 / grid.voxel_mm3))
-    for label in (int(v) for v in np.unique(mask) if v):
-        for box, inside in split(mask == label, least_voxels=least):
-            yield label, box, inside
+    whole = box_of(mask)
+    if whole is None:
+        return
+    inner = mask[whole]
+    for label, found in enumerate(find_objects(inner if inner.dtype.kind in "iu" else inner.astype(np.uint8)), start=1):
+        if found is None:
+            continue
+        around = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(whole, found, strict=True))
+        for box, inside in split(mask[around] == label, least_voxels=least):
+            z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(around, box, strict=True))
+            yield label, (z, y, x), inside
 
 
 class Shots:
-    """Pictures of lesions. home: holds a folder a visit. modalities: by visit."""
+    """Pictures of lesions. home: holds a folder a visit. modalities: by visit.
+
+    They are made from the slices that lie beside the visit's other files; without these, from its scan.
+    """
 
     def __init__(self, modalities: Mapping[str, str | None], home: Path) -> None:
         self._modalities, self._home = modalities, home
         self._name = ""
         self._scan: Volume | None = None
-        self._mask: NDArray[np.generic] | None = None
         self._limits = Limits()
 
     def __call__(self, lesion: Lesion) -> bytes | None:
-        if lesion.timepoint_id != self._name:
-            folder = self._home / lesion.timepoint_id
-            modality = self._modalities.get(lesion.timepoint_id)
-            self._scan = door.read_path(folder / "scan.nii.gz", limits=self._limits, modality=modality)
-            self._mask = np.load(folder / "mask.npy", allow_pickle=False)
-            self._name = lesion.timepoint_id
-        if self._scan is None or self._mask is None:
+        if lesion.plane is None or lesion.slice_index is None:
             return None
-        return thumbnail(self._scan.array, self._mask, self._scan.grid, lesion, unit=lesion.unit or "")
+        folder = self._home / lesion.timepoint_id
+        found = slices.read(folder / "slices.npz", lesion.plane, lesion.slice_index)
+        if found is None:
+            if self._scan is None or lesion.timepoint_id != self._name:
+                modality = self._modalities.get(lesion.timepoint_id)
+                self._scan = door.read_path(folder / "scan.nii.gz", limits=self._limits, modality=modality)
+                self._name = lesion.timepoint_id
+            mask = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False)
+            found = slices.cut(self._scan, mask, lesion.plane, lesion.slice_index)
+        return thumbnail(found, lesion, unit=lesion.unit or "")
 
 
 class Scans:

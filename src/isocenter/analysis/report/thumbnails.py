@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.analysis.preprocess import CT_CENTRE, CT_WIDTH
-from isocenter.core.geometry import Grid, axes_towards
+from isocenter.analysis.slices import Slice
+from isocenter.core.geometry import axes_towards
 from isocenter.core.patient import Lesion
 
 #: Edge of the picture in pixels, and how much of the surroundings is shown, mm on each side.
 SIZE, MARGIN_MM = 240, 25.0
 
 
-def thumbnail(array: NDArray[np.generic], mask: NDArray[np.generic], grid: Grid, lesion: Lesion, *, unit: str) -> bytes | None:
+def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
     """PNG of the slice on which the lesion was measured, None where it was not.
 
-    array, mask: (z, y, x) on `grid`. Shown as radiologists look at it: the patient's right on the left, front or head up.
+    Shown as radiologists look at it: the patient's right on the left, front or head up.
     """
     from PIL import Image, ImageDraw
 
@@ -26,9 +27,9 @@ def thumbnail(array: NDArray[np.generic], mask: NDArray[np.generic], grid: Grid,
         return None
     plane = lesion.plane
     rest = [axis for axis in range(3) if axis != plane]
-    image = np.take(array, lesion.slice_index, axis=plane).astype(np.float32)
-    inside = np.take(mask, lesion.slice_index, axis=plane)
-    inside = inside == lesion.label if lesion.label else inside != 0
+    grid = shown_on.grid
+    image = shown_on.image.astype(np.float32)
+    inside = shown_on.mask == lesion.label if lesion.label else shown_on.mask != 0
     ends = np.array([[p[2 - axis] for axis in rest] for p in (*lesion.longest_ends, *lesion.short_ends)])
     spacing = np.array([grid.spacing_zyx[axis] for axis in rest])
     # The patient's axis that rows and columns run along decides how the slice is turned.

@@ -25,8 +25,6 @@ from isocenter.core.volume import Volume
 #: Edge of the cubes that are compared, mm; finer for small fields of view.
 _STEP = 4.0
 _FEWEST = 32
-#: Planes of a scan that are made small at once.
-_PLANES = 16
 #: Least correlation, and least share of the smaller scan that overlaps, of an accepted result.
 LEAST_ALIKE, LEAST_OVERLAP = 0.6, 0.3
 
@@ -156,33 +154,33 @@ def coarse(volume: Volume) -> Coarse:
         for k, (n, m, s) in enumerate(zip(volume.shape, grid.shape, volume.spacing_zyx, strict=True))
     )
     small = np.empty((volume.shape[0], grid.shape[1], grid.shape[2]), np.float32)
-    for first in range(0, len(small), _PLANES):
-        planes = volume.voxels[first : first + _PLANES]
-        values = (np.clip(planes, -1000, 300) if volume.unit == "HU" else planes).astype(np.float32)
-        # One large product: many small ones would leave cores waiting for each other.
-        narrow = values.reshape(-1, values.shape[2]) @ columns.T
-        np.matmul(rows, narrow.reshape(len(values), values.shape[1], -1), out=small[first : first + len(values)])
-    array = (down @ small.reshape(len(small), -1)).reshape(grid.shape)
+    for k, plane in enumerate(volume.voxels):
+        values = np.clip(plane, -1000, 300) if volume.unit == "HU" else plane
+        narrow = rows @ values.astype(np.float32)
+        small[k] = (columns @ np.ascontiguousarray(narrow.T)).T
+    array = np.asarray(down @ small.reshape(len(small), -1)).reshape(grid.shape)
     return Coarse(array, grid, volume.modality, volume.key)
 
 
-def _axis(count: int, wanted: int, start: float, step: float, sigma: float) -> NDArray[np.float32]:
-    """(wanted, count): smoothing along an axis, then linear interpolation at `start + step * k`; all in voxels, edges go on beyond."""
+def _axis(count: int, wanted: int, start: float, step: float, sigma: float) -> Any:
+    """(wanted, count), sparse: smoothing along an axis, then linear interpolation at `start + step * k`; all in voxels, edges go on beyond."""
     place = np.clip(start + step * np.arange(wanted), 0, count - 1)
     first = np.minimum(place.astype(int), max(count - 2, 0))
     linear = np.zeros((wanted, count))
     linear[np.arange(wanted), first] = 1 - (place - first)
     linear[np.arange(wanted), np.minimum(first + 1, count - 1)] += place - first
-    if not sigma:
-        return linear.astype(np.float32)
     from scipy.ndimage import convolve1d
+    from scipy.sparse import csr_array
     from scipy.special import ive
+
+    if not sigma:
+        return csr_array(linear.astype(np.float32))
 
     # The discrete analog of the Gaussian (Lindeberg, IEEE Trans PAMI 12:234, 1990): right for narrow ones too.
     reach = math.ceil(4 * sigma) + 1
     kernel = ive(np.abs(np.arange(-reach, reach + 1)), sigma**2)
     smooth = convolve1d(np.eye(count), kernel / kernel.sum(), axis=0, mode="nearest")
-    return np.asarray(linear @ smooth, dtype=np.float32)
+    return csr_array((linear @ smooth).astype(np.float32))
 
 
 def _image(array: NDArray[np.float32], grid: Grid) -> Any:

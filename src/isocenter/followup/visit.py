@@ -1,0 +1,193 @@
+"""One visit: its scan is read, its lesions are found and measured, and both are kept in files.
+
+What is already there and was made from the same bytes, with the same settings, is taken as it is; where only the mask or what is asked
+of it changed, the scan's own files stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from isocenter.analysis import appearance, slices
+from isocenter.analysis.case import Found, MeasuredVisit
+from isocenter.analysis.lesions import measure_lesion
+from isocenter.analysis.report.scans import each_lesion
+from isocenter.core.errors import IsocenterError, ModelError, UsageError
+from isocenter.core.geometry import onto
+from isocenter.core.model import QUIET, Run, Task
+from isocenter.core.patient import Timepoint
+from isocenter.core.prompts import Box, Point, Prompt, Text
+from isocenter.core.volume import Volume
+from isocenter.followup import files
+from isocenter.followup.options import TrackOptions
+from isocenter.io import door, nifti, write
+from isocenter.io.visits import StudyFiles, VisitFiles
+from isocenter.service import Service
+
+#: Anything that changes what a visit's files hold changes this.
+_VERSION = "2"
+_BLOCK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class VisitKey:
+    """What a visit's files were made from. scan: the scan's own; whole: all of them."""
+
+    scan: str
+    whole: str
+
+
+def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> VisitKey:
+    """Bytes of scan and mask, clicks, and everything that changes the answer."""
+    scan = _digest(visit.image)
+    scan.update(repr((_VERSION, visit.series_uid, visit.modality, options.spacing_mm, options.preprocessed)).encode())
+    whole = _digest(visit.mask)
+    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks and not visit.boxes else None
+    used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
+    labels = sorted(study.organs.items()), sorted(study.nodes)
+    whole.update(repr((scan.hexdigest(), visit.clicks, visit.boxes, used, options.labels, options.least_mm3, labels)).encode())
+    return VisitKey(scan.hexdigest()[:32], whole.hexdigest()[:32])
+
+
+def _digest(path: Path | None) -> blake3:
+    digest = blake3()
+    for file in _files(path):
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest
+
+
+def _files(path: Path | None) -> Iterator[Path]:
+    if path is not None and path.is_file():
+        yield path
+    elif path is not None:
+        yield from sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def measure_visit(
+    service: Service,
+    study: StudyFiles,
+    visit: VisitFiles,
+    folder: Path,
+    options: TrackOptions,
+    run: Run = QUIET,
+    *,
+    opened: Callable[[Volume], None] = lambda scan: None,
+) -> MeasuredVisit:
+    """One visit's lesions; its files lie in `folder` afterwards. A visit that cannot be read counts as not evaluated, and says why.
+
+    opened: is given the scan where it had to be read. Raises `ModelError` where no model can find its lesions.
+    """
+    point = Timepoint(visit.id, visit.day, visit.scan_date, visit.modality)
+    if visit.image is None:
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan")
+    try:
+        key = visit_key(service, study, visit, options)
+        known = files.kept(folder, key.whole)
+        if known is None:
+            scan = open_scan(service, visit)
+            known = _measure(service, study, visit, scan, folder, options, key, run)
+            opened(scan)
+    except ModelError:
+        raise
+    except IsocenterError as error:
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=error.message)
+    found, spacing, notes = known
+    return MeasuredVisit(point, found, spacing, None, visit.new_lesions, None, notes)
+
+
+def open_scan(service: Service, visit: VisitFiles) -> Volume:
+    """A visit's scan. Raises `UsageError` where it has none, and what reading raises."""
+    if visit.image is None:
+        raise UsageError("this visit has no scan")
+    return service.open_path(visit.image, series_uid=visit.series_uid, modality=visit.modality)
+
+
+def _measure(
+    service: Service, study: StudyFiles, visit: VisitFiles, scan: Volume, folder: Path, options: TrackOptions, key: VisitKey, run: Run
+) -> files.Kept:
+    """Segment and measure a visit, and leave its files."""
+    mask, method, notes = _mask(service, visit, scan, options, run)
+    found, vectors = _lesions(study, mask, scan, method, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = options.preprocessed and scan.grid.is_orthogonal
+    scan_files = (files.SCAN, files.PREPROCESSED) if prepared else (files.SCAN,)
+    there = files.key_of(folder, "scan") == key.scan and all((folder / name).is_file() for name in scan_files)
+    (folder / files.STATE).unlink(missing_ok=True)
+    if not there:
+        files.save(folder / files.SCAN, write.encode_image(scan, ".nii.gz"))
+        if prepared:
+            files.save_preprocessed(folder / files.PREPROCESSED, scan, spacing_mm=options.spacing_mm)
+    header = write.nifti_header_of(scan)
+    files.save(folder / files.MASK, nifti.write(mask, scan.grid, header=header, compress=True, description="isocenter track"))
+    files.save_array(folder / files.MASK_ARRAY, mask)
+    files.save_array(folder / files.EMBEDDING, vectors)
+    files.save_arrays(folder / files.SLICES, slices.arrays(scan, mask, (f.size for f in found)))
+    facts = {
+        "lesions": [{**asdict(f), "appearance": None} for f in found],
+        "spacing_mm": scan.spacing,
+        "modality": scan.modality,
+        "notes": notes,
+        "embedding": f"{appearance.NAME} {appearance.VERSION}",
+    }
+    files.save(folder / files.MEASUREMENTS, files.json_bytes(facts))
+    # Last: a visit whose files are not all there has no state, and is made again.
+    files.save(folder / files.STATE, files.json_bytes({"key": key.whole, "scan": key.scan, "volume": scan.key}))
+    return found, scan.spacing, notes
+
+
+def _mask(service: Service, visit: VisitFiles, scan: Volume, options: TrackOptions, run: Run) -> tuple[NDArray[np.generic], str, tuple[str, ...]]:
+    """The label map of a visit's lesions, how it was made, and what its reader should know."""
+    notes = scan.source.notes
+    if visit.mask is not None:
+        given = door.read_path(visit.mask, limits=service.settings)
+        values = onto(given.array, given.grid, scan.grid)
+        if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
+            raise UsageError("the mask holds values that are no labels; give a label map")
+        if float(values.min()) < 0 or float(values.max()) > 65535:
+            raise UsageError("the mask's labels must lie between 0 and 65535")
+        return np.ascontiguousarray(values, dtype=np.uint8 if values.max() < 256 else np.uint16), "given", notes
+    if visit.clicks or visit.boxes:
+        mask = np.zeros(scan.shape, np.uint8)
+        clicked: list[list[Prompt]] = [[Point((z, y, x)) for x, y, z in clicks] for clicks in visit.clicks]
+        boxed: list[list[Prompt]] = [[Box((c, b, a), (f + 1, e + 1, d + 1))] for a, b, c, d, e, f in visit.boxes]
+        for k, prompts in enumerate((*clicked, *boxed), start=1):
+            one = service.segment(scan, prompts, run=run)
+            mask[(one.mask != 0) & (mask == 0)] = k
+        return mask, "clicks", notes
+    if options.model is None:
+        raise ModelError(
+            "a visit has no mask, clicks or boxes, and no model was named: give --model (`isocenter models list` shows what is installed), "
+            "or list masks, clicks or boxes in a study.json"
+        )
+    spec = service.registry.spec(options.model)
+    if spec.task is Task.SEGMENT:
+        result = service.label(scan, model=spec.id, labels=options.labels or None, run=run)
+    else:
+        words = options.labels or ("lesion", "tumor")
+        result = service.segment(scan, [Text(w) for w in words], model=spec.id, run=run)
+    return result.mask, "model", (*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}")
+
+
+def _lesions(
+    study: StudyFiles, mask: NDArray[np.generic], scan: Volume, method: str, options: TrackOptions
+) -> tuple[tuple[Found, ...], NDArray[np.float32]]:
+    """Every connected lesion of every label, largest first within a label, with its appearance."""
+    found: list[Found] = []
+    vectors: list[NDArray[np.float32]] = []
+    for label, box, inside in each_lesion(mask, scan.grid, options.least_mm3):
+        size = measure_lesion(inside, box, scan.grid, scan)
+        vector = appearance.vector(inside, box, size, scan)
+        vectors.append(vector)
+        name = f"lesion-{len(found) + 1}"
+        organ = study.organs.get(label) or None
+        found.append(Found(name, size, label, organ, label in study.nodes, method, tuple(float(v) for v in vector)))
+    table = np.stack(vectors) if vectors else np.zeros((0, appearance.DIMENSIONS), np.float32)
+    return tuple(found), table
