@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from isocenter.core.errors import StoreError
@@ -18,6 +19,13 @@ from isocenter.core.settings import Settings
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.handler import JobResult, Product
 from isocenter.jobs.table import NewJob
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it; two minutes at most, and what was not to be waited for is seen in what is printed."""
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def main(folder: Path) -> None:
@@ -43,13 +51,12 @@ def main(folder: Path) -> None:
     worker = backend.worker(lambda given, run: JobResult((Product("a.bin", result),)))
     worker.start()
     job, _ = backend.submit(NewJob("x", {}))
-    time.sleep(1.0)
+    until(lambda: backend.queue.get(job.id).state == "running")
+    time.sleep(1.0)  # in which it tries to put its result there
     waiting = backend.queue.get(job.id)
     halves = [str(stored) for stored, _ in backend.objects.items()]
     ballast.unlink()
-    deadline = time.monotonic() + 30
-    while not backend.queue.get(job.id).ended and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: backend.queue.get(job.id).ended)
     done = backend.queue.get(job.id)
     seen = {
         "errno": full, "refused": refused, "writable": writable, "state_while_full": waiting.state, "halves": halves,

@@ -159,7 +159,7 @@ def test_a_store_that_is_away_is_said_and_comes_back(swift: Swift, tmp_path: Pat
     started = time.monotonic()
     with pytest.raises(StoreError, match="cannot be reached"):
         bucket.put(b"while it is away")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     swift.start()
     assert bucket.has(stored.digest)
     assert b"".join(bucket.read(bucket.put(b"after").digest)) == b"after"

@@ -306,7 +306,7 @@ def test_a_database_of_the_first_revision_is_brought_up_to_date_with_its_jobs(da
 def test_the_database_is_restarted_under_the_queue(postgres: Postgres) -> None:
     from tests.jobs.conftest import new_database
 
-    database = Database(url_of(Settings(database_url=new_database(postgres))))
+    database = Database(url_of(Settings(database_url=new_database(postgres))), patience=120)
     database.migrate()
     queue = Queue(database, lease=30)
     for number in range(20):
@@ -326,7 +326,7 @@ def test_the_database_is_restarted_under_the_queue(postgres: Postgres) -> None:
     postgres.kill()
     time.sleep(0.3)
     postgres.start()
-    worker.join(30)
+    worker.join(200)
     assert sorted(ended) == sorted(job.id for job in queue.page(states=ENDED)[0])
     assert len(ended) == 20
     assert all(trail(queue, job).count("completed") == 1 for job in queue.page()[0])
