@@ -224,6 +224,11 @@ class Settings(Limits):
         description="Processes like this one that share the machine: each takes its part of the cores and of the memory. `isocenter worker` sets it "
         "for the processes that it starts.",
     )
+    worker_beats: Path | None = Field(
+        None,
+        description="A folder in which each worker process touches a file of its own whenever it has told the job table that it is there, every few "
+        "seconds: what a container's health check looks at.",
+    )
     job_lease: float = Field(60.0, ge=0.2, description="Seconds after its worker's last sign of life that a job is given to another.")
     job_attempts: int = Field(3, ge=1, description="How often a job is tried whose worker dies or runs out of memory.")
     job_timeout: float = Field(

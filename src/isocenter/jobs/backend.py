@@ -102,6 +102,7 @@ class Backend:
             timeout=self.settings.job_timeout,
             chores=chores,
             stuck=stuck,
+            beats=self.settings.worker_beats,
         )
         self._workers.append(made)
         return made

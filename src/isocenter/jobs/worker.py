@@ -46,7 +46,8 @@ class Worker:
     """`slots` threads that work on jobs of `role` ("cpu" or "gpu"), until `stop`.
 
     timeout: seconds for one attempt. scratch: a folder for files in work. chores: called every few seconds by the
-    housekeeper. stuck: called where a job neither ends nor listens; a process of its own then exits.
+    housekeeper. stuck: called where a job neither ends nor listens; a process of its own then exits. beats: a folder in which a file
+    is touched at each sign of life.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Worker:
         timeout: float = 3600.0,
         chores: Callable[[], None] | None = None,
         stuck: Callable[[], None] | None = None,
+        beats: Path | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(3)}"
         self.role = role
@@ -74,6 +76,7 @@ class Worker:
         self._scratch = scratch
         self._chores = chores
         self._stuck = stuck
+        self._beat = beats / self.id.replace(":", "-") if beats is not None else None
         self._bell = threading.Event()
         self._stopping = threading.Event()
         self._watches: dict[str, Watch] = {}
@@ -126,6 +129,9 @@ class Worker:
             self._housekeeper.join(5.0)
         with contextlib.suppress(StoreError):
             self.queue.leave(self.id)
+        if self._beat is not None:
+            with contextlib.suppress(OSError):
+                self._beat.unlink(missing_ok=True)
         return done
 
     def give_back(self) -> None:
@@ -284,6 +290,7 @@ class Worker:
         while True:
             try:
                 self.queue.register(self.id, self.role, self._device, self._slots, draining=self._stopping.is_set())
+                self._touch()
                 self._look_after()
                 if self.queue.expire():
                     self.wake()
@@ -295,6 +302,16 @@ class Worker:
                 log.error("housekeeping failed", error=type(error).__name__, exc_info=error)
             if self._over.wait(period):
                 return
+
+    def _touch(self) -> None:
+        """Show that the table has just heard of this worker."""
+        if self._beat is None:
+            return
+        try:
+            self._beat.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._beat.touch()
+        except OSError as error:
+            log.warning("ISOCENTER_WORKER_BEATS cannot be written to", error=type(error).__name__)
 
     def _look_after(self) -> None:
         """Beat for the jobs in work; give up what neither ends nor listens."""
