@@ -80,7 +80,13 @@ def sides(reading: Reading, case: Case) -> Claims:
         for text in texts:
             rows = [k for k in case.lesions if not named or k.track in named]
             owners = {k.track for k in rows if lies(k.organ, text, node=k.is_node)}
-            if not named and re.search(r"\b(?:all|every|each|only)\b(?:\s+\w+){0,2}\s+lesions?\b|\bonly\b", clause, re.I):
+            if re.search(r"\bno\s+(?:\w+\s+)?(?:lesions?|tumou?rs?)\b(?!\s+\w*(?:grew|shrank|chang|increas|decreas))", clause, re.I):
+                if owners and "new" not in clause.lower():
+                    yield "side", f"no lesion: {' '.join(organs_in(text))}"
+                continue
+            if not named and re.search(
+                r"\b(?:all|every|each|only)\b(?:\s+\w+){0,2}\s+lesions?\b|\bonly\b|(?:confined|limited|restricted) to", clause, re.I
+            ):
                 named_all = owners == set(case.graph.tracks)
             else:
                 named_all = True
@@ -176,7 +182,9 @@ def categories(reading: Reading, case: Case) -> Claims:
             if re.search(r"\b(?:last|final|latest|current\w*|present\w*|now)\b", clause, re.I) and not visits:
                 visits = {v for v, day in days.items() if responses and day == responses[-1].day}
             overall = re.search(r"\bbest\b|confirmed", clause, re.I) or (not visits and re.search(r"overall", clause, re.I))
-            if re.search(r"\b(?:both|all|every|each)\s+(?:of the\s+)?(?:follow-?up\s+)?(?:visits?|scans?|follow-?ups?)", clause, re.I):
+            if re.search(
+                r"\b(?:both|all|every|each)\s+(?:of the\s+)?(?:follow-?up\s+)?(?:visits?|scans?|follow-?ups?)|\bthroughout\b|\balways\b", clause, re.I
+            ):
                 visits = {v for v, day in days.items() if any(r.day == day for r in responses)}
             asked = {days[v] for v in visits} if visits and not overall else set()
             known = [str(r.category) for r in responses if not asked or r.day in asked]

@@ -94,7 +94,8 @@ def _sums(case: Case) -> Iterator[Fact]:
     for r in responses:
         visit = names.get(r.day, "")
         if r.nadir is not None:
-            yield Fact("sum", r.nadir, "mm", about=NADIR)
+            lowest = next((v for v, value in series if value == r.nadir), "")
+            yield Fact("sum", r.nadir, "mm", visit=lowest, about=NADIR)
             if r.sum is not None:
                 yield Fact("change", r.sum - r.nadir, "mm", visit=visit, since=NADIR, about="sum")
         for since, percent in ((first, r.percent_baseline), (NADIR, r.percent_nadir)):

@@ -103,6 +103,8 @@ def _fits(number: Number, reading: Reading, case: Case, known: Sequence[Fact]) -
     front = reading.masked[group[0].start - len(group[0].before) : group[0].start]
     lesions, visits = _whose(number, group, reading, case), _when(number, group, reading)
     clause = reading.words(number.start)
+    if re.search(r"\b(?:each|every)\s+(?:visit|scan|follow)", clause, re.I):
+        visits = [frozenset({v.timepoint.timepoint_id}) for v in case.visits if v.found is not None][1:]
     about = _About(
         number,
         clause,

@@ -76,7 +76,7 @@ def _interval(reading: Reading, place: int, order: Sequence[str], case: Case) ->
         if reference or k == 0:
             return known[0], order[-1]
         return (order[0] if re.search(r"overall|in all", clause, re.I) else order[k - 1]), known[0]
-    if re.search(r"\boverall\b|\bover (?:the (?:whole|entire|course)|time)|\bover \w+ (?:visits|scans)", reading.text, re.I):
+    if re.search(r"\boverall\b|\bover (?:the (?:whole|entire|course)|time)|\bover (?:the |all |these )*\w+ (?:visits|scans)", reading.text, re.I):
         return order[0], order[-1]
     return order[-2], order[-1]
 
@@ -181,8 +181,20 @@ def ranks(reading: Reading, case: Case) -> Claims:
             if not {named[0].name, named[-1].name} & best:
                 yield "trend", f"{place[1]}: {named[0].name}"
         than = re.search(r"\b(larger|bigger|smaller)\s+than\s+", clause, re.I)
-        if than and len(named) == 2 and named[0].start < start + than.start() < named[1].start:
-            a, b = (rows.get(m.name) for m in named)
+        if than is None:
+            continue
+        parts = ((clause[: than.start()], start), (clause[than.end() :], start + than.end()))
+        sides = [_single(case, part, reading, offset) for part, offset in parts]
+        if all(sides):
+            a, b = (rows.get(name) for name in sides)
             sign = -1 if than[1].lower() == "smaller" else 1
             if a is None or b is None or sign * ((a.longest_mm or 0) - (b.longest_mm or 0)) <= 0:
-                yield "trend", f"{named[0].name} {than[1]} than {named[1].name}"
+                yield "trend", f"{sides[0]} {than[1]} than {sides[1]}"
+
+
+def _single(case: Case, text: str, reading: Reading, offset: int) -> str:
+    """The one lesion that a part of a sentence is about; "" where it is none, or several."""
+    named = {m.name for m in reading.lesions if offset <= m.start < offset + len(text)}
+    if not named and organs_in(text):
+        named = {k.track for k in case.lesions if lies(k.organ, text, node=k.is_node)}
+    return named.pop() if len(named) == 1 else ""

@@ -6,17 +6,18 @@ import re
 
 UP = (
     r"grew|grown|grows?|growing|growth|increas\w*|enlarg\w*|larger|bigger|expand\w*|progress(?:ed|ing)|rose|risen|rises?|rising|worsen\w*|"
-    r"higher|above"
+    r"higher|above|upwards?"
 )
 DOWN = (
     r"shr[aiu]nk\w*|decreas\w*|smaller|regress\w*|declin\w*|fell|fallen|falls?|reduc\w*|lower|dropp?\w*|diminish\w*|improv\w*|"
-    r"below|lost"
+    r"below|lost|downwards?"
 )
 STILL = r"unchanged|stable|hardly changed|constant|did not change|no change|remained the same|plateau\w*|static"
 _NOT_TREND = re.compile(
     r"(?:disease|patient|case) (?:has |had )?progress\w*|"
     r"complete response|partial response|stable disease|progressive disease|disease progression|growth (?:rate|model|law|curve|cannot)|"
-    r"(?:larger|smaller|bigger|higher|lower) than (?:L\d+|lesion)|smaller lesions? (?:are|is) not listed|(?:upper|lower|middle) lobe",
+    r"(?:larger|smaller|bigger|higher|lower) than (?:L\d+|(?:the\s+)?(?:[a-z]+\s+){0,2}(?:lesion|tumou?r|one))|"
+    r"smaller lesions? (?:are|is) not listed|(?:upper|lower|middle) lobe",
     re.I,
 )
 _DENIED = r"(?:\bnot\b|n't\b|\bno\b|\bnever\b|\bwithout\b|\bneither\b|\bnor\b|\bhardly\b|\bnone\b)"
