@@ -174,23 +174,48 @@ def test_the_command_of_the_cpu_worker_starts_two_hands(tmp_path: Path) -> None:
     from isocenter.jobs.backend import Backend
 
     program, *words = services("docker-compose.cpu.yml")["inference-worker-cpu"]["command"]
+    beats = tmp_path / "beats"
     environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path), "ONNX_PROVIDERS": '["CPUExecutionProvider"]', "INFERENCE_TIMEOUT": "3600"}
+    environment["ISOCENTER_WORKER_BEATS"] = str(beats)
     backend = Backend(Settings(home=tmp_path))
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([BIN / program, *words], env=environment, stdout=log, stderr=log, cwd=tmp_path)
     try:
         end = time.monotonic() + 120
-        while backend.queue.standing().workers.get("cpu") != 2:
+        while backend.queue.standing().workers.get("cpu") != 2 or not well("cpu", beats):
             assert process.poll() is None
             assert time.monotonic() < end, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
+        assert not well("cpu", beats), "no beats are left of workers that went"
         assert "ONNX providers using: ['CPUExecutionProvider']" in (tmp_path / "log").read_text()
     finally:
         process.kill()
         process.wait()
         backend.close()
+
+
+def well(kind: str, beats: Path) -> bool:
+    """Whether the health check of a worker's compose file passes, with its folder in another place; as compose, `$$` is `$`."""
+    service = services(f"docker-compose.{kind}.yml")[f"inference-worker-{kind}"]
+    shell, check = service["healthcheck"]["test"]
+    folder = service["environment"]["ISOCENTER_WORKER_BEATS"]
+    assert (shell, check.count(folder), check.count("$$")) == ("CMD-SHELL", 1, 1)
+    return subprocess.run(["sh", "-c", check.replace("$$", "$").replace(folder, str(beats))], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_worker_is_well_while_all_its_processes_say_so(kind: str, tmp_path: Path) -> None:
+    count = int(services(f"docker-compose.{kind}.yml")[f"inference-worker-{kind}"]["command"][-1])
+    assert not well(kind, tmp_path / "beats")
+    (tmp_path / "beats").mkdir()
+    for number in range(count):
+        assert not well(kind, tmp_path / "beats")
+        (tmp_path / "beats" / str(number)).touch()
+    assert well(kind, tmp_path / "beats")
+    os.utime(tmp_path / "beats" / "0", (time.time() - 300, time.time() - 300))
+    assert not well(kind, tmp_path / "beats"), "one of them is silent"
 
 
 def test_an_idle_server_ends_by_itself(tmp_path: Path) -> None:
