@@ -24,11 +24,12 @@ class RefusedError(Exception):
 
 @dataclass(eq=False)
 class Host:
-    """One server as the client sees it."""
+    """One server as the client sees it. timeout: seconds until its silence is a failure."""
 
     url: str
     name: str
     key: str | None = None
+    timeout: float = 45
     healthy: bool = True
     in_a_row: int = 0
     info: dict[str, Any] | None = None
@@ -43,10 +44,10 @@ class Host:
 class Client:
     """hosts: in order. sleep: what waits between attempts. sent: (host's name, method, path, status) of every request."""
 
-    def __init__(self, hosts: Sequence[Host], *, strategy: str = "round-robin", timeout: float = 45, sleep: Callable[[float], None]) -> None:
+    def __init__(self, hosts: Sequence[Host], *, strategy: str = "round-robin", sleep: Callable[[float], None]) -> None:
         self.hosts = list(hosts)
         self.sent: list[tuple[str, str, str, int | None]] = []
-        self._strategy, self._timeout, self._sleep = strategy, timeout, sleep
+        self._strategy, self._sleep = strategy, sleep
         self._turn = 0
         self.check()
 
@@ -119,7 +120,7 @@ class Client:
     def _once(self, host: Host, path: str, body: Any) -> tuple[int, Any, bytes]:
         method = "GET" if body is None else "POST"
         headers = {"Content-Type": "application/json"} | ({"X-API-Key": host.key} if host.key else {})
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(host.url).netloc, timeout=5 if path == "/health" else self._timeout)
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(host.url).netloc, timeout=host.timeout)
         status = None
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
