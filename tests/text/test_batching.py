@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from isocenter.core.errors import BusyError
-from isocenter.runtime.batching import Batcher, Lane
+from isocenter.runtime.batching import Batcher, Lane, Ticket
 
 
 class Recorder:
@@ -93,6 +94,65 @@ def test_a_small_request_does_not_wait_for_a_large_one(batcher: Batcher, run: Re
     assert small.future.result(60) == [10]
     assert large.future.result(60)
     assert [(5, 5)] in run.batches[:3]
+
+
+def test_new_requests_that_never_end_do_not_starve_a_large_one(run: Recorder) -> None:
+    """There is a new small request whenever a batch is chosen, as with clients that ask again and again."""
+    batcher = Batcher(slots=1, token_budget=100, most_texts=8, queue_size=200)
+    small: list[Ticket] = []
+    order: list[str] = []
+
+    def work(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Sequence[Any]:
+        order.append("large" if ids.shape[1] == 60 else "small")
+        if len(order) < 100:
+            small.append(batcher.submit(lane, [(1000 + len(order),) * 20]))
+        return run(ids, mask)
+
+    lane = Lane("a", work, 0)
+    try:
+        large = batcher.submit(lane, [(i,) * 60 for i in range(10)])
+        assert large.future.result(60) == [60 * i for i in range(10)]
+        done = len(order)
+        # Each has its share: three small texts have the tokens of a large one, and one comes with each batch.
+        waits = [len(part) for part in "".join(name[0] for name in order[:done]).split("l")[1:-1]]
+        assert done < 50
+        assert max(waits) <= 4
+        # Nor do the small ones wait until all of the large one is done.
+        assert "small" in order[1:3]
+    finally:
+        batcher.close()
+
+
+def test_a_list_of_texts_has_the_share_of_a_client_that_asks_one_by_one(run: Recorder) -> None:
+    """Eight clients, each with the next text when it had its answer, but one that sent all of its texts at once."""
+    batcher = Batcher(slots=1, token_budget=100, most_texts=1, queue_size=200)
+    chosen: list[int] = []
+    tickets: list[Ticket] = []
+
+    def work(ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Sequence[Any]:
+        client = int(ids[0, 0])
+        chosen.append(client)
+        if client and len(chosen) < 80:
+            submit(client, len(chosen))
+        return run(ids, mask)
+
+    def submit(client: int, turn: int) -> None:
+        tickets.append(batcher.submit(lane, [(client, *[1000 + turn] * 99)]))
+
+    lane = Lane("a", work, 0)
+    try:
+        run.go.clear()
+        tickets.append(batcher.submit(lane, [(0, *[i] * 99) for i in range(1, 11)]))
+        assert run.entered.wait(60)
+        for client in range(1, 8):
+            submit(client, 0)
+        run.go.set()
+        tickets[0].future.result(60)
+        turns = [i for i, client in enumerate(chosen) if client == 0]
+        assert len(turns) == 10
+        assert max(later - turn for turn, later in itertools.pairwise(turns)) == 8
+    finally:
+        batcher.close()
 
 
 def test_a_failure_is_that_of_its_batch(batcher: Batcher, run: Recorder) -> None:

@@ -2,8 +2,10 @@
 
 A request is a `Ticket` with items (token sequences) for one engine. `slots` threads take batches: the ticket that was
 served least so far gives the longest of its texts, then all tickets fill the batch with texts of about that length up to
-a budget of tokens. While a batch runs, the next one's texts gather; a batch only waits for company (milliseconds) where
-the batches before had some, so that a client who is alone never waits.
+a budget of tokens. Who comes later counts as served as much as an equal share would have given to anyone by then (the
+virtual time of fair queueing: Demers, Keshav and Shenker, SIGCOMM 1989), so that new requests, however many, do not
+keep a large one from its next batch. While a batch runs, the next one's texts gather; a batch only waits for company
+(milliseconds) where the batches before had some, so that a client who is alone never waits.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Ticket:
     keep: Callable[[int, Any], Any] | None = None
     future: Future[list[Any]] = field(default_factory=Future)
     done: int = 0
-    served: int = 0  # tokens that were run for it; who has the least is next
+    served: float = 0.0  # tokens that were run for it, on top of the queue's share when it came; who has the least is next
     started: bool = False
     queued: list[_Item] = field(default_factory=list)  # longest last, where `pop` takes it
 
@@ -85,6 +87,7 @@ class Batcher:
         self._tickets: list[Ticket] = []
         self._known: dict[tuple[Hashable, Tokens], _Item] = {}
         self._closed = False
+        self._share = 0.0  # tokens that a request which was there all the time would have got
         self._crowd = 1.0  # most requests that were there at once, lately
         self._seconds = 0.0  # what a batch takes, lately
         self.busy = 0  # slots that compute; one also finishes a batch whose clients have left
@@ -123,6 +126,7 @@ class Batcher:
                 item.waiting.append((ticket, position))
                 ticket.started |= item.running
             ticket.queued = sorted(fresh, key=lambda i: len(i.ids))
+            ticket.served = self._share
             self._tickets.append(ticket)
             self._wake.notify()
         return ticket
@@ -198,7 +202,8 @@ class Batcher:
 
     def _next(self) -> list[_Item]:
         """The next batch; holds the lock."""
-        ready = sorted((t for t in self._tickets if t.queued), key=lambda t: t.served)
+        # Among equals one of which nothing has begun is first: a small request does not wait for a large one's next batch.
+        ready = sorted((t for t in self._tickets if t.queued), key=lambda t: (t.served, t.started))
         first = ready[0].queued[-1]
         longest = len(first.ids)
         room = min(self._most, max(1, self._budget // longest))
@@ -216,6 +221,7 @@ class Batcher:
             for owner, _ in item.waiting:
                 owner.started = True
                 owner.served += longest
+                self._share += longest / len(ready)
         self.batches += 1
         return batch
 
