@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from isocenter.core import naming, terminology
 from isocenter.core.errors import LimitError, MemoryLimitError, ModelError, NotFoundError, PromptError, UsageError
 from isocenter.core.geometry import onto
-from isocenter.core.model import QUIET, Finding, Interaction, LabelMap, ModelSpec, Prepared, Run, Task
+from isocenter.core.model import QUIET, Finding, Interaction, LabelMap, ModelSpec, Prepared, Question, Run, Task
 from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt, Text, check_inside, rasterise
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Segmentation
@@ -129,8 +130,7 @@ class Service:
 
         batch: slices at once, 0 for as many as memory allows.
         """
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
+        _check_threshold(threshold)
         spec = self._spec(model, Task.TEXT, Task.SEGMENT) if model else self.registry.first_for(prompts, volume.modality)
         wanted = [naming.label_of(prompt, spec.labels, spec.synonyms) for prompt in prompts] if spec.task is Task.SEGMENT else []
         started = time.perf_counter()
@@ -141,9 +141,24 @@ class Service:
             return lease, tuple(lease.model.find(volume, list(prompts), threshold=threshold, run=lease.run))
 
         lease, findings = self.runtime.call(spec, answer, run=run, batch=batch)
-        seconds = {"infer": time.perf_counter() - started}
-        notes = volume.source.notes + tuple(dict.fromkeys(n for f in findings for n in f.notes))
-        return Found(findings, _provenance(lease, volume, [Text(p) for p in prompts], {"threshold": threshold}, seconds, notes))
+        return _found(lease, Question(volume, tuple(prompts), threshold), findings, time.perf_counter() - started)
+
+    def find_soon(self, question: Question, *, model: str | None = None) -> Future[list[Found]]:
+        """As `find`, in the runtime's queue, one answer in a list: a picture (one slice) is answered together with those that
+        other clients ask of the same model, where it can and where that gains anything.
+        """
+        _check_threshold(question.threshold)
+        spec = self._spec(model, Task.TEXT, Task.SEGMENT) if model else self.registry.first_for(question.prompts, question.volume.modality)
+        if question.volume.shape[0] != 1 or spec.task is not Task.TEXT or self.runtime.together(spec) < 2:
+            return self.runtime.submit(lambda: [self.find(question.volume, question.prompts, threshold=question.threshold, model=spec.id)])
+
+        def work(lease: Lease, batch: Sequence[Question]) -> list[Found]:
+            started = time.perf_counter()
+            answers = lease.model.find_pictures(batch, run=lease.run)
+            elapsed = time.perf_counter() - started
+            return [_found(lease, asked, tuple(findings), elapsed) for asked, findings in zip(batch, answers, strict=True)]
+
+        return self.runtime.batched(spec, "pictures", [question], work)
 
     # ... or wants all that a model knows ...
 
@@ -177,6 +192,21 @@ class Service:
         """Do ahead what depends on the volume alone, so that the first click is quick."""
         spec = self._spec(model, Task.INTERACTIVE)
         return self.runtime.call(spec, lambda lease: self._prepared(lease, volume))
+
+    def look_soon(self, volume: Volume, prompts: Sequence[Prompt], model: str | None = None) -> Future[list[None]] | None:
+        """Have a model see the slices that prompts point at, together with those that other clients point at, so that `click`
+        finds them seen. None where that gains nothing.
+        """
+        spec = self._spec(model, Task.INTERACTIVE)
+        if self.runtime.together(spec) < 2:
+            return None
+        self._check(prompts, volume)
+
+        def work(lease: Lease, batch: Sequence[tuple[Volume, Sequence[Prompt]]]) -> list[None]:
+            lease.model.look([(self._prepared(lease, scan), said) for scan, said in batch], run=lease.run)
+            return [None] * len(batch)
+
+        return self.runtime.batched(spec, "look", [(volume, tuple(prompts))], work)
 
     @contextmanager
     def click(self, volume: Volume, prompts: Sequence[Prompt], *, owner: Hashable, model: str | None = None) -> Iterator[Clicked]:
@@ -370,6 +400,17 @@ def _windowed(read: Callable[[str | None], Volume], modality: str | None, window
     if (modality or "CT").upper() != "CT":
         raise UsageError("a window in Hounsfield units goes with modality=CT")
     return picture.to_hounsfield(read(None), window)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
+
+
+def _found(lease: Lease, asked: Question, findings: tuple[Finding, ...], elapsed: float) -> Found:
+    notes = asked.volume.source.notes + tuple(dict.fromkeys(n for f in findings for n in f.notes))
+    words = [Text(p) for p in asked.prompts]
+    return Found(findings, _provenance(lease, asked.volume, words, {"threshold": asked.threshold}, {"infer": elapsed}, notes))
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:

@@ -26,7 +26,7 @@ NAME = "biomedparse_3D_AllData_MultiView_edge.ckpt"
 def write_weights(path: Path, **changes: Any) -> Path:
     import torch
 
-    state = {"model.backbone.weight": torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1), "model.backbone.bias": torch.zeros(1)} | changes
+    state = {"model.backbone.weight": torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), "model.backbone.bias": torch.zeros(1)} | changes
     torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}, "epoch": 3}, path)
     return path
 

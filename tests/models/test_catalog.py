@@ -85,8 +85,8 @@ def test_totalsegmentators_structures_are_numbered_as_it_numbers_them() -> None:
     parts = [entries[f"totalseg_{part}"].labels for part in ("organs", "vertebrae", "cardiac", "muscles", "ribs")]
     assert [len(part) for part in parts] == [24, 26, 18, 23, 26]
     total = [name for part in parts for name in part]
-    for entry in ("totalseg_total", "totalseg_fast", "totalseg_preview"):
-        assert list(entries[entry].labels) == total
+    for name in ("totalseg_total", "totalseg_fast", "totalseg_preview"):
+        assert list(entries[name].labels) == total
     known = {1: "spleen", 5: "liver", 25: "sacrum", 51: "heart", 52: "aorta", 79: "spinal_cord", 90: "brain", 92: "rib_left_1", 116: "sternum"}
     assert {number: total[number - 1] for number in known} == known
     assert [*entries["totalseg_mr_organs"].labels, *entries["totalseg_mr_muscles"].labels] == list(entries["totalseg_mr_fast"].labels)

@@ -44,7 +44,8 @@ class ModelSpec:
     weights; weights is the file or folder where they lie here. resident_bytes and scratch_bytes: by precision, for the
     memory ledger; insisted: those of them that are taken only where somebody insists, and on the processor alone.
     packages: what must be installed to run it, beside the base. concurrent: how many threads may call it at once.
-    devices: "cpu", "cuda" (CUDA and ROCm), "mps". fallback: a stand-in, not a network.
+    devices: "cpu", "cuda" (CUDA and ROCm), "mps". fallback: a stand-in, not a network. together: it answers several clients' pictures in
+    one call, by `find_pictures`, or prepares them in one, by `look`.
     """
 
     id: str
@@ -70,6 +71,7 @@ class ModelSpec:
     devices: tuple[str, ...] = ("cpu",)
     concurrent: int = 1
     fallback: bool = False
+    together: bool = False
 
 
 def _nothing(fraction: float, message: str) -> None:
@@ -186,6 +188,10 @@ class InteractiveModel(Model, Protocol):
 
     def begin(self, prepared: Prepared) -> Interaction: ...
 
+    # Where the spec says `together`, also:
+    # def look(self, wanted: Sequence[tuple[Prepared, Sequence[Prompt]]], *, run: Run = QUIET) -> None
+    #     do for several volumes at once what the answers to these prompts need of each volume alone, and keep it there.
+
 
 class ScribblesModel(Model, Protocol):
     """A model of `Task.SCRIBBLES`."""
@@ -218,8 +224,21 @@ class Finding:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Words about a volume. threshold: a voxel is in the mask when its probability is larger."""
+
+    volume: Volume
+    prompts: tuple[str, ...]
+    threshold: float = 0.5
+
+
 class TextModel(Model, Protocol):
-    """A model of `Task.TEXT`."""
+    """A model of `Task.TEXT`.
+
+    Where the spec says `together`, it also has `find_pictures(questions, *, run) -> list[list[Finding]]`: for each
+    question about a volume of one slice what `find` would answer alone.
+    """
 
     def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, run: Run = QUIET) -> list[Finding]:
         """One finding per prompt, in order. Raises `UnknownPromptError` or `UnsupportedError`."""

@@ -6,13 +6,15 @@ Prompts come as query parameters or as form fields; both count, in this order. A
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse
 
 from isocenter.core.errors import InputError, IsocenterError
-from isocenter.core.model import Finding
+from isocenter.core.model import Finding, Question
 from isocenter.core.volume import Volume
 from isocenter.http.biomedparse_answers import Answer2D, Answer3D, Array, Health, Result2D, Result3D
 from isocenter.http.body import Form, read_form
@@ -22,6 +24,7 @@ from isocenter.io import npz, picture
 from isocenter.io.upload import Upload
 from isocenter.service import Found
 
+T = TypeVar("T")
 router = APIRouter(prefix="/api/biomedparse/v1", tags=["BiomedParse"])
 files = APIRouter(tags=["BiomedParse"])
 
@@ -75,13 +78,14 @@ async def predict_2d(
     async with read_form(request, here.service.settings) as form:
         file, words = _inputs(form, prompts)
 
-        def work() -> Found:
+        def ask() -> Future[list[Found]]:
             volume = here.service.open(file, modality=modality, window=window)
             if volume.shape[0] != 1:
                 raise InputError("Expected a single picture (PNG, JPEG or single-frame DICOM); volumes go to predict-3d-nifti or predict-3d-dicom")
-            return here.service.find(volume, words, threshold=threshold, model=model)
+            return here.service.find_soon(Question(volume, tuple(words), threshold), model=model)
 
-        found: Found = await _run(here, work, "2D inference failed")
+        asked = await here.read(ask)
+        (found,) = await _known(here.wait(asked), "2D inference failed")
         results = await here.read(lambda: [_result_2d(f, found, return_heatmap) for f in found.findings])
         return Answer2D(status="success", results=results)
 
@@ -160,10 +164,10 @@ def _inputs(form: Form, query: list[str] | None) -> tuple[Upload, list[str]]:
     return file, words
 
 
-async def _run(here: Context, work: Any, failure: str) -> Any:
+async def _known(answer: Awaitable[T], failure: str) -> T:
     """Inference, whose unforeseen failures carry the protocol's own words."""
     try:
-        return await here.infer(work)
+        return await answer
     except (IsocenterError, MemoryError):
         raise
     except Exception as error:
@@ -183,7 +187,7 @@ async def _predict_3d(
     **how: str | None,
 ) -> Answer3D:
     volume: Volume = await here.read(lambda: here.service.open(upload, **how))
-    found: Found = await _run(here, lambda: here.service.find(volume, words, threshold=threshold, model=model, batch=batch), failure)
+    found: Found = await _known(here.infer(lambda: here.service.find(volume, words, threshold=threshold, model=model, batch=batch)), failure)
     results = await here.read(lambda: [_result_3d(here, f, found, volume, heatmap) for f in found.findings])
     return Answer3D(status="success", results=results)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Annotated, Any, TypeVar
 
@@ -36,7 +36,10 @@ class Context:
 
         seconds: its own time limit in place of the setting's, infinite for none.
         """
-        job = self.service.runtime.submit(work, seconds=seconds)
+        return await self.wait(self.service.runtime.submit(work, seconds=seconds))
+
+    async def wait(self, job: Future[T]) -> T:
+        """The answer to what waits in the runtime's queue. A client that goes away takes it out, as in `infer`."""
         request = _ASKED.get()
         if request is None:
             return await asyncio.wrap_future(job)

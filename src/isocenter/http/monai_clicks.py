@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from isocenter.core import terminology
 from isocenter.core.errors import PromptError, UsageError
+from isocenter.core.model import Question
 from isocenter.core.prompts import union
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
@@ -17,7 +18,7 @@ from isocenter.http.context import Context
 from isocenter.http.multipart import Output, new_boundary, respond
 from isocenter.io import write
 from isocenter.io.wire_mask import WireMask, write_wire
-from isocenter.service import Clicked
+from isocenter.service import Clicked, Found
 
 
 async def answer(here: Context, volume: Volume, params: wire.Params, owner: str, output: Output | None) -> Response:
@@ -39,17 +40,23 @@ async def answer(here: Context, volume: Volume, params: wire.Params, owner: str,
             head = _head(params, volume, elapsed, "sam2_pred" if params.sam else "nninter_pred")
             return {**head, "model": clicked.provenance.model, "latencies": stages, "notes": list(clicked.provenance.notes)}, body
 
-    def text() -> tuple[dict[str, Any], bytes]:
-        started = time.perf_counter()
-        found = here.service.find(volume, params.texts[:1])
+    def encoded(found: Found, elapsed: float) -> tuple[dict[str, Any], bytes]:
         finding = found.findings[0]
-        elapsed = time.perf_counter() - started
         result = Segmentation(finding.mask, volume.grid, (finding.label,), found.provenance, {finding.label.name: finding.presence})
         head = {**_head(params, volume, elapsed, ""), "voxtell_elapsed": round(elapsed, 4), "label_name": params.texts[0]}
         facts = {"model": found.provenance.model, "presence_confidence": finding.presence, "notes": list(found.provenance.notes)}
         return {**head, **facts}, _encode(result, volume, params, output, avoid) if want_image else b""
 
-    head, body = await here.infer(click if prompts else text)
+    if prompts:
+        if (looked := await here.read(lambda: here.service.look_soon(volume, prompts))) is not None:
+            await here.wait(looked)
+        head, body = await here.infer(click)
+    else:
+        started = time.perf_counter()
+        asked = await here.read(lambda: here.service.find_soon(Question(volume, tuple(params.texts[:1]))))
+        (found,) = await here.wait(asked)
+        elapsed = time.perf_counter() - started
+        head, body = await here.read(lambda: encoded(found, elapsed))
     return respond(head, body, output, params.extension if params.world else ".nii.gz", boundary)
 
 

@@ -21,18 +21,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isocenter.core import terminology
 from isocenter.core.catalog import Entry
 from isocenter.core.errors import ModelError, UsageError
-from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Run, Task
+from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Question, Run, Task
 from isocenter.core.volume import Volume
 from isocenter.models import _weights
+from isocenter.models._biomedparse import picture
 
 if TYPE_CHECKING:
     from isocenter.models._biomedparse.child import Child
@@ -43,6 +46,7 @@ TIMEOUT_S = 600.0
 #: Slices at once where nobody says; BiomedParse's script has four.
 _BATCH = 4
 _LONGEST = 300
+_Window = tuple[float, float] | None
 
 
 def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
@@ -70,6 +74,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         resident_bytes={"float32": size, "bfloat16": size, "float16": size},
         scratch_bytes={"float32": scratch, "bfloat16": scratch // 2, "float16": scratch // 2},
         devices=("cpu", "cuda"),
+        together=True,
     )
 
 
@@ -156,37 +161,81 @@ class BiomedParse:
 
     def find(self, volume: Volume, prompts: Sequence[str], *, threshold: float = 0.5, run: Run = QUIET) -> list[Finding]:
         """One finding a prompt, in order. Raises `UsageError` for a prompt that is empty or far too long."""
-        from isocenter.models._biomedparse import picture
-
         if self._child is None:
             raise ModelError("the model is not loaded")
-        texts = [picture.escaped(prompt) for prompt in prompts]
-        if not all(0 < len(text) <= _LONGEST for text in texts):
-            raise UsageError(f"a prompt names a structure in at most {_LONGEST} characters")
-        windows = [picture.window_of(text) if volume.modality == "CT" else None for text in texts]
+        asked = _Asked.of(Question(volume, tuple(prompts), threshold))
         axes, flips = picture.order(volume)
-        found: list[Finding | None] = [None] * len(texts)
-        groups = list(dict.fromkeys(windows))
-        for number, window in enumerate(groups):
-            asked = [i for i, w in enumerate(windows) if w == window]
+        found: list[Finding | None] = [None] * len(prompts)
+        groups = asked.groups()
+        for number, (window, which) in enumerate(groups):
             grey = picture.turned(picture.scaled(volume, window), axes, flips)
-            request = {"texts": [texts[i] for i in asked], "batch": run.batch or _BATCH, "threshold": threshold}
-            watched = Run(partial(_part, run, number, len(groups)), run.cancelled)
-            head, answer = self._child.find(request, grey, watched)
-            for place, i in enumerate(asked):
+            request = {"texts": [asked.texts[i] for i in which], "batch": run.batch or _BATCH, "threshold": threshold}
+            head, answer = self._child.find(request, grey, Run(partial(_part, run, number, len(groups)), run.cancelled))
+            for place, i in enumerate(which):
                 probability, mask = (picture.back(answer[kind, place], axes, flips) for kind in (0, 1))
-                presence = float(np.clip(head["existence"][place], 0, 1))
-                label = terminology.label(texts[i].lower().replace(" ", "_"))
-                found[i] = Finding(prompts[i], label, mask, probability, presence, _notes(volume, window))
+                found[i] = asked.finding(i, window, mask, probability, max(head["existence"][place]))
         run.check(1.0, "done")
         return [finding for finding in found if finding is not None]
+
+    def find_pictures(self, questions: Sequence[Question], *, run: Run = QUIET) -> list[list[Finding]]:
+        """For each picture what `find` says of it alone; those of whom the same words are asked go through the network together.
+
+        Raises as `find`, for all of them.
+        """
+        if self._child is None:
+            raise ModelError("the model is not loaded")
+        everything = [_Asked.of(question) for question in questions]
+        found: list[list[Finding | None]] = [[None] * len(asked.texts) for asked in everything]
+        alike: dict[tuple[str, ...], list[tuple[int, _Window, list[int]]]] = {}
+        for number, asked in enumerate(everything):
+            for window, which in asked.groups():
+                alike.setdefault(tuple(asked.texts[i] for i in which), []).append((number, window, which))
+        for texts, shown in alike.items():
+            greys = [picture.scaled(questions[number].volume, window)[0] for number, window, _ in shown]
+            request = {"texts": list(texts), "batch": run.batch or _BATCH, "sizes": [grey.shape for grey in greys]}
+            request["threshold"] = [questions[number].threshold for number, _, _ in shown]
+            head, answer = self._child.find(request, np.concatenate([grey.reshape(-1) for grey in greys]), Run(cancelled=run.cancelled))
+            first = 0
+            for row, (grey, (number, window, which)) in enumerate(zip(greys, shown, strict=True)):
+                mine = answer[first : (first := first + 2 * len(texts) * grey.size)].reshape(2, len(texts), 1, *grey.shape)
+                for place, i in enumerate(which):
+                    probability, mask = (np.ascontiguousarray(mine[kind, place]) for kind in (0, 1))
+                    found[number][i] = everything[number].finding(i, window, mask, probability, head["existence"][place][row])
+        return [[finding for finding in findings if finding is not None] for findings in found]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as the network takes it. texts: without separators; windows: what each is shown in, None for no CT."""
+
+    question: Question
+    texts: tuple[str, ...]
+    windows: tuple[_Window, ...]
+
+    @classmethod
+    def of(cls, question: Question) -> _Asked:
+        """Raises `UsageError` for a prompt that is empty or far too long."""
+        texts = tuple(picture.escaped(prompt) for prompt in question.prompts)
+        if not all(0 < len(text) <= _LONGEST for text in texts):
+            raise UsageError(f"a prompt names a structure in at most {_LONGEST} characters")
+        return cls(question, texts, tuple(picture.window_of(text) if question.volume.modality == "CT" else None for text in texts))
+
+    def groups(self) -> list[tuple[_Window, list[int]]]:
+        """The windows, and which prompts are asked in each."""
+        return [(window, [i for i, w in enumerate(self.windows) if w == window]) for window in dict.fromkeys(self.windows)]
+
+    def finding(self, index: int, window: _Window, mask: NDArray[np.uint8], probability: NDArray[np.uint8], presence: float) -> Finding:
+        """The answer to one prompt."""
+        label = terminology.label(self.texts[index].lower().replace(" ", "_"))
+        notes = _notes(self.question.volume, window)
+        return Finding(self.question.prompts[index], label, mask, probability, float(np.clip(presence, 0, 1)), notes)
 
 
 def _part(run: Run, number: int, count: int, fraction: float, message: str) -> None:
     run.progress((number + fraction) / count, message)
 
 
-def _notes(volume: Volume, window: tuple[float, float] | None) -> tuple[str, ...]:
+def _notes(volume: Volume, window: _Window) -> tuple[str, ...]:
     if window is not None:
         return (f"shown in the CT window {window[1]:g}/{window[0]:g}",)
     if volume.dtype == np.uint8:

@@ -53,14 +53,8 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         prompts=("point", "box", "mask"),
         options={"medsam": medsam, "window": options.get("window"), "click_mm": float(options.get("click_mm", 40.0))},
         licence=entry.licence if entry and entry.licence else "Apache-2.0",
-        citation=entry.citation if entry else "",
-        weights_sha256=found.sha256,
-        weights_bytes=found.bytes,
-        weights=folder,
-        packages=("torch", "transformers"),
         resident_bytes=found.resident(),
-        scratch_bytes=installed.scratch(installed.sam_bytes(vision)),
-        devices=("cpu", "cuda", "mps"),
+        **installed.shared(found, entry, installed.sam_bytes(vision)),
     )
 
 

@@ -49,14 +49,8 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         prompts=("point", "box", "mask"),
         options={"window": options.get("window")},
         licence=entry.licence if entry and entry.licence else "Apache-2.0",
-        citation=entry.citation if entry else "",
-        weights_sha256=found.sha256,
-        weights_bytes=found.bytes,
-        weights=folder,
-        packages=("torch", "transformers"),
         resident_bytes=found.resident(),
-        scratch_bytes=installed.scratch(installed.hiera_bytes(found.config)),
-        devices=("cpu", "cuda", "mps"),
+        **installed.shared(found, entry, installed.hiera_bytes(found.config)),
     )
 
 

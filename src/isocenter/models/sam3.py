@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from isocenter.core.catalog import Entry
 from isocenter.core.errors import ModelError
-from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Run, Task
+from isocenter.core.model import QUIET, Finding, ModelContext, ModelSpec, Question, Run, Task
 from isocenter.core.volume import Volume
 from isocenter.models._sam.model import SliceModel
 
@@ -54,9 +54,8 @@ def offer(folder: Path, entry: Entry | None = None) -> tuple[ModelSpec, ...]:
 
 def _clicks(found: Installed, name: str, entry: Entry | None) -> ModelSpec:
     prefixes = ("tracker_model.", "tracker_neck.", "detector_model.vision_encoder.backbone.") if found.config["model_type"] == "sam3_video" else ("",)
-    return _spec(
-        found, name, entry, Task.INTERACTIVE, "Sam3", prefixes, ("point", "box", "mask"), "clicks, boxes and masks, followed through the slices"
-    )
+    how = "clicks, boxes and masks, followed through the slices"
+    return _spec(found, name, entry, Task.INTERACTIVE, "Sam3", prefixes, ("point", "box", "mask"), how)
 
 
 def _text(found: Installed, name: str, entry: Entry | None) -> ModelSpec:
@@ -82,14 +81,8 @@ def _spec(
         prompts=prompts,
         options={"window": options.get("window")},
         licence=entry.licence if entry and entry.licence else "SAM License",
-        citation=entry.citation if entry else "",
-        weights_sha256=found.sha256,
-        weights_bytes=found.bytes,
-        weights=found.folder,
-        packages=("torch", "transformers"),
         resident_bytes={precision: sum(part[precision] for part in parts) for precision in parts[0]},
-        scratch_bytes=installed.scratch(installed.vit_bytes(installed.backbone(found.config))),
-        devices=("cpu", "cuda", "mps"),
+        **installed.shared(found, entry, installed.vit_bytes(installed.backbone(found.config))),
     )
 
 
@@ -122,6 +115,12 @@ class Sam3Text:
         if self._finder is None:
             raise ModelError("the model is not loaded")
         return self._finder.find(volume, prompts, threshold, run)
+
+    def find_pictures(self, questions: Sequence[Question], *, run: Run = QUIET) -> list[list[Finding]]:
+        """For each picture what `find` says of it alone; the network sees several at once. Raises as `find`, for all of them."""
+        if self._finder is None:
+            raise ModelError("the model is not loaded")
+        return self._finder.find_pictures(questions, run)
 
     def close(self) -> None:
         """Give the memory back."""

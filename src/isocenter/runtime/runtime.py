@@ -151,22 +151,28 @@ class Runtime:
         """One result an item, computed together with the items of others that come with the same model and `key`.
 
         work(lease, items) answers for at most `lease.run.batch` items at once. An item that makes it fail fails its own
-        request alone. seconds: how long the request may wait to begin. From an inference thread, which others' work would wait
-        for, it is computed at once and alone.
+        request alone. seconds: how long the request may wait to begin, `ISOCENTER_LEASE_TIMEOUT` where nobody says. A batch
+        that nobody waits for any more ends at its model's next step. From an inference thread, which others' work would
+        wait for, it is computed at once and alone.
         """
 
-        def compute(batch: Sequence[Any]) -> list[Any]:
+        def compute(batch: Sequence[Any], unwanted: Callable[[], bool] = lambda: False) -> list[Any]:
             def pieces(lease: Lease) -> list[Any]:
                 step = lease.run.batch or len(batch)
                 return [result for start in range(0, len(batch), step) for result in work(lease, batch[start : start + step])]
 
-            return self.call(spec, pieces)
+            return self.call(spec, pieces, run=Run(cancelled=unwanted))
 
         if current() is not None:
             done: Future[list[Any]] = Future()
             done.set_result(compute(items) if items else [])
             return done
-        return self._batches.add((spec.id, spec.weights_sha256, key), items, compute, seconds=seconds)
+        patience = self.options.lease_seconds if seconds is None else seconds
+        return self._batches.add((spec.id, spec.weights_sha256, key), items, compute, seconds=patience)
+
+    def together(self, spec: ModelSpec) -> int:
+        """How many pictures of several clients this model would take at once where it runs; 1 where that gains nothing."""
+        return self._batch(spec, self._rungs(spec)[0], 0) if spec.together else 1
 
     def reserve(self, name: str, device: str, need: int) -> Callable[[], None]:
         """Hold memory for a model that is not leased for each answer, such as an encoder of texts, until the returned function is called.

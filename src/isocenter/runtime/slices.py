@@ -22,8 +22,8 @@ from isocenter.runtime.workers import Job
 #: The documents' rule: below so many gigabytes of free GPU memory, so many slices at once; without a GPU one.
 _BY_MEMORY = ((6, 1), (8, 2), (12, 3), (16, 4), (24, 6))
 _MOST = 8
-#: One result an item, in order. Raises for the whole batch.
-Compute = Callable[[Sequence[Any]], Sequence[Any]]
+#: From items, and whether nobody waits for them any more, to one result an item, in order. Raises for the whole batch.
+Compute = Callable[[Sequence[Any], Callable[[], bool]], Sequence[Any]]
 
 
 def batch_size(gpu_bytes: int | None) -> int:
@@ -154,7 +154,7 @@ class Batches:
     def _compute(self, lane: _Lane, batch: Sequence[tuple[Ticket, int]]) -> None:
         self.batches += 1
         try:
-            results = lane.compute([ticket.items[index] for ticket, index in batch])
+            results = lane.compute([ticket.items[index] for ticket, index in batch], lambda: all(ticket.future.done() for ticket, _ in batch))
             if len(results) != len(batch):
                 raise ValueError(f"{len(results)} results for {len(batch)} items")
         except (MemoryLimitError, BusyError, CancelledError, DeadlineError) as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,26 +104,27 @@ def load(head: dict[str, Any]) -> Any:
     return network.to(head["device"]).eval()
 
 
-def find(network: Any, head: dict[str, Any], volume: Any, asked: Callable[[float], None]) -> tuple[Any, list[float]]:
-    """(2, texts, slices, rows, columns) uint8: 255 times the probability, rounded down, and whether it exceeds the threshold.
+def find(network: Any, head: dict[str, Any], array: Any, asked: Callable[[float], None]) -> tuple[Any, list[list[float]]]:
+    """255 times the probability, rounded down, and whether it exceeds the threshold, both uint8; and the existence on each slice.
 
-    volume: (slices, rows, columns) uint8. Also the surest slice's existence, a number a text.
+    array: the slices of one volume (slices, rows, columns), answered as (2, texts, slices, rows, columns). With `sizes` in
+    the head, pictures that have nothing to do with each other, of these (rows, columns), one after the other in one
+    row of bytes; answered likewise, (2, texts, rows, columns) each. threshold: one a picture, or one for all slices.
+    Existence: a number a text and slice.
     """
     import torch
-    from torch.nn.functional import interpolate
 
-    texts, batch, threshold = head["texts"], int(head["batch"]), float(head["threshold"])
-    depth, rows, columns = volume.shape
-    side = max(rows, columns)
-    top, left = (side - rows) // 2, (side - columns) // 2
-    square = np.zeros((depth, side, side), np.uint8)
-    square[:, top : top + rows, left : left + columns] = volume
-    images = torch.cat([_resized(torch.from_numpy(part.copy())) for part in np.array_split(square, -(-depth // 16))])
+    texts, batch = head["texts"], int(head["batch"])
+    pictures = head.get("sizes")
+    slices = list(array) if pictures is None else list(_pictures(array, pictures))
+    places = [_Place.of(*plane.shape) for plane in slices]
+    images = torch.cat([_resized(torch.from_numpy(place.square(plane))) for place, plane in zip(places, slices, strict=True)])
     done = [0]
 
-    def watch(module: Any, inputs: Any) -> None:
-        asked(min(1.0, done[0] / depth))
-        done[0] += batch
+    def watch(module: Any, inputs: tuple[Any, ...]) -> Any:
+        asked(min(1.0, done[0] / len(images)))
+        first, done[0] = done[0], done[0] + batch
+        return None if pictures is None else (_alone(inputs[0], images[first : done[0]]), *inputs[1:])
 
     hook = network.backbone.register_forward_pre_hook(watch)
     device = head["device"]
@@ -132,22 +134,79 @@ def find(network: Any, head: dict[str, Any], volume: Any, asked: Callable[[float
             inputs = {"image": images[None].to(device), "text": ["[SEP]".join(texts)]}
             found = network(inputs, mode="eval", slice_batch_size=batch)["predictions"]
             masks, existence = found["pred_gmasks"], found["object_existence"].float().sigmoid().cpu()
-            if masks.shape[:2] != (len(texts), depth) or tuple(existence.shape) != (len(texts), depth):
+            if masks.shape[:2] != (len(texts), len(slices)) or tuple(existence.shape) != (len(texts), len(slices)):
                 raise Told("code")
-            answer = np.empty((2, len(texts), depth, rows, columns), np.uint8)
-            for text in range(len(texts)):
-                for z in range(depth):
-                    # As BiomedParse's script: to 512 first, as logits. Back to the scan's pixels as probabilities, never as whole numbers.
-                    logits = interpolate(masks[text, z][None, None].float(), (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True)
-                    if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(existence).all()):
-                        raise Told("numbers")
-                    likely = interpolate(logits.sigmoid(), (side, side), mode="bilinear", align_corners=False, antialias=side < SIDE)[0, 0]
-                    likely = likely[top : top + rows, left : left + columns].clamp(0, 1) * float(existence[text, z] > EXISTENCE)
-                    answer[0, text, z] = (likely * 255).floor().byte().cpu().numpy()
-                    answer[1, text, z] = (likely > threshold).byte().cpu().numpy()
+            if not bool(torch.isfinite(existence).all()):
+                raise Told("numbers")
+            thresholds = [float(t) for t in (head["threshold"] if pictures is not None else [head["threshold"]] * len(slices))]
+            answers = [
+                np.stack([place.answer(masks[text, z], float(existence[text, z]), thresholds[z]) for text in range(len(texts))], axis=1)
+                for z, place in enumerate(places)
+            ]
     finally:
         hook.remove()
-    return answer, [float(v) for v in existence.amax(dim=1)]
+    whole = np.stack(answers, axis=2) if pictures is None else np.concatenate([answer.reshape(-1) for answer in answers])
+    return whole, existence.tolist()
+
+
+def _pictures(array: Any, sizes: Sequence[Sequence[int]]) -> Iterator[Any]:
+    first = 0
+    for rows, columns in sizes:
+        yield array[first : first + rows * columns].reshape(rows, columns)
+        first += rows * columns
+
+
+def _alone(colours: Any, pictures: Any) -> Any:
+    """The network's colours are a slice and its two neighbours; pictures have none, and are shown as a single one would be.
+
+    colours: (pictures, 3, 512, 512), the picture itself first, scaled by a number and moved by another. Raises `Told` for
+    colours that are made otherwise: what one client sent must not get into another's answer.
+    """
+    import torch
+
+    own = colours[:, :1]
+    for shown, meant in zip(own[:, 0].float(), pictures.to(own.device).float(), strict=True):
+        spread, scale = meant.max() - meant.min(), shown.max() - shown.min()
+        if not bool(torch.allclose((shown - shown.min()) * spread, (meant - meant.min()) * scale, rtol=0, atol=0.02 * float(spread * scale) + 1e-6)):
+            raise Told("code")
+    return own.expand_as(colours)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a slice of (rows, columns) lies in its square of `side`: in the middle."""
+
+    rows: int
+    columns: int
+    side: int
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, rows: int, columns: int) -> _Place:
+        side = max(rows, columns)
+        return cls(rows, columns, side, (side - rows) // 2, (side - columns) // 2)
+
+    def square(self, plane: Any) -> Any:
+        """(1, side, side), black around the slice."""
+        square = np.zeros((1, self.side, self.side), np.uint8)
+        square[0, self.top : self.top + self.rows, self.left : self.left + self.columns] = plane
+        return square
+
+    def answer(self, logits: Any, existence: float, threshold: float) -> Any:
+        """(2, rows, columns) uint8 from the network's logits: the probability and the mask. Raises `Told`.
+
+        As BiomedParse's script: to 512 first, as logits. Back to the scan's pixels as probabilities, never as whole numbers.
+        """
+        import torch
+        from torch.nn.functional import interpolate
+
+        logits = interpolate(logits[None, None].float(), (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True)
+        if not bool(torch.isfinite(logits).all()):
+            raise Told("numbers")
+        likely = interpolate(logits.sigmoid(), (self.side, self.side), mode="bilinear", align_corners=False, antialias=self.side < SIDE)[0, 0]
+        likely = likely[self.top : self.top + self.rows, self.left : self.left + self.columns].clamp(0, 1) * float(existence > EXISTENCE)
+        return np.stack([(likely * 255).floor().byte().cpu().numpy(), (likely > threshold).byte().cpu().numpy()])
 
 
 def _resized(part: Any) -> Any:

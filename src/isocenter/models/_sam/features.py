@@ -12,6 +12,7 @@ from isocenter.models._sam.windows import Window
 
 #: The most that the features of one volume's slices may hold; the least recently used go first.
 CAPACITY = 1 << 30
+#: Slice, window and network.
 Key = tuple[int, Window, str]
 Encode = Callable[[list[int]], list[tuple[Any, ...]]]
 
@@ -55,7 +56,7 @@ class Prepared:
             part = missing[start : start + batch]
             for z, made in zip(part, encode(part), strict=True):
                 found[z] = made
-                self._keep((z, window, network), made)
+                self.keep((z, window, network), made)
         return [found[z] for z in slices]
 
     def _find(self, key: Key) -> tuple[Any, ...] | None:
@@ -64,7 +65,13 @@ class Prepared:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def _keep(self, key: Key, tensors: tuple[Any, ...]) -> None:
+    def saw(self, z: int, network: str) -> bool:
+        """Whether this network saw slice z, through whatever window."""
+        with self._lock:
+            return any(key[0] == z and key[2] == network for key in self._kept)
+
+    def keep(self, key: Key, tensors: tuple[Any, ...]) -> None:
+        """Keep the features of one slice."""
         with self._lock:
             if key in self._kept:
                 return

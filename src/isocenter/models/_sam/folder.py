@@ -69,6 +69,20 @@ def named(folder: Path, entry: Entry | None) -> str:
     return entry.id if entry else folder.name
 
 
+def shared(found: Installed, entry: Entry | None, image_bytes: int) -> dict[str, Any]:
+    """The fields of a `ModelSpec` that all of the family's models fill alike. image_bytes: what seeing one slice takes in float32."""
+    return {
+        "citation": entry.citation if entry else "",
+        "weights_sha256": found.sha256,
+        "weights_bytes": found.bytes,
+        "weights": found.folder,
+        "packages": ("torch", "transformers"),
+        "scratch_bytes": scratch(image_bytes),
+        "devices": ("cpu", "cuda", "mps"),
+        "together": True,
+    }
+
+
 def batch(image_bytes: int, precision: str) -> int:
     """Slices that are encoded at once where all are known ahead: 4 to 8 in half precision, fewer in float32 if they are large."""
     if precision == "float32":

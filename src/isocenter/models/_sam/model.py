@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isocenter.core.errors import ModelError
-from isocenter.core.model import ModelContext
+from isocenter.core.model import QUIET, ModelContext, Run
+from isocenter.core.prompts import Prompt
 from isocenter.core.volume import Volume
 
 if TYPE_CHECKING:
@@ -37,6 +39,14 @@ class SliceModel:
         from isocenter.models._sam.features import Prepared
 
         return Prepared(volume)
+
+    def look(self, wanted: Sequence[tuple[Prepared, Sequence[Prompt]]], *, run: Run = QUIET) -> None:
+        """Compute the features of the slices that prompts point at, several volumes' slices at once."""
+        from isocenter.models._sam import ahead
+
+        if self._net is None:
+            raise ModelError("the model is not loaded")
+        ahead.look(self._net, wanted, run)
 
     def begin(self, prepared: Prepared) -> SliceSession:
         """An empty mask on the volume, ready for prompts."""

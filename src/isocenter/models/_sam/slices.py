@@ -124,9 +124,10 @@ def grown(lo: NDArray[np.intp], hi: NDArray[np.intp], shape: tuple[int, ...]) ->
 def consistent(found: dict[int, Plane], keys: set[int], *, smooth: bool = True) -> dict[int, Plane]:
     """One body out of slices: what hangs together (by faces, edges or corners) with a key slice, and smoothed.
 
-    Smoothing, for networks that have no memory of the slice before, closes and then opens with the six neighbours' cross;
-    where the opening would take more than a fifth, as of thin vessels, it is left out. Key slices answer what a person said
-    on them and stay as they are.
+    Smoothing, for networks that have no memory of the slice before, goes across the slices alone, where such a network errs
+    by itself in each: the majority of a voxel and those above and below it. Opening in the slices' own plane would cut off
+    corners and thin ends that the network drew rightly. Where it would take more than a fifth it is left out. Key slices
+    answer what a person said on them and stay as they are.
     """
     from scipy import ndimage
 
@@ -157,12 +158,10 @@ def consistent(found: dict[int, Plane], keys: set[int], *, smooth: bool = True) 
 
 
 def _smoothed(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    from scipy import ndimage
-
-    closed = ndimage.binary_closing(np.pad(body, 1))
-    opened = ndimage.binary_opening(closed)
-    smooth: NDArray[np.bool_] = (opened if opened.sum() >= 0.8 * closed.sum() else closed)[1:-1, 1:-1, 1:-1].copy()
-    return smooth
+    """A voxel whose neighbours in the slices above and below agree is what they are; the ends stay."""
+    smooth = body.copy()
+    smooth[1:-1] = (body[:-2] & body[2:]) | (body[1:-1] & (body[:-2] | body[2:]))
+    return smooth if smooth.sum() >= 0.8 * body.sum() else body
 
 
 def _style(grey: NDArray[np.uint8], mask: Plane) -> tuple[float, float]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext
 from isocenter.models._sam import frame, network, windows
+from isocenter.models._sam.ahead import pixels
 from isocenter.models._sam.features import Prepared
 from isocenter.models._sam.folder import batch, sam_bytes
 from isocenter.models._sam.frame import Recipe
-from isocenter.models._sam.network import Network
+from isocenter.models._sam.network import Network, finite
 from isocenter.models._sam.session import Hints, Plane, Said, SliceSession, Takes
 from isocenter.models._sam.slices import Answer, Ask, Box2, Point2, follow, from_prior
 from isocenter.models._sam.windows import Window
@@ -44,6 +45,14 @@ class Still:
             return follow(Looking(self, prepared, window), said, prepared.volume.shape[0])
 
         return SliceSession(prepared, Takes(self.network.id, negative=not self.medsam), answer)
+
+    def encode(self, pixels: Sequence[Any], network: Network) -> list[tuple[Any, ...]]:
+        """The features of pictures (3, size, size), in host memory. network: this one, or the one that took its place."""
+        with network.running() as module:
+            seen = module.get_image_embeddings(torch.stack(list(pixels)).to(network.device))
+            # SAM has one map of a slice, SAM 2 and SAM 3 have several, from fine to coarse.
+            maps = [finite(m).cpu() for m in (seen if isinstance(seen, list | tuple) else [seen])]
+        return [tuple(m[i : i + 1].clone() for m in maps) for i in range(len(pixels))]
 
     def close(self) -> None:
         """Give the memory back."""
@@ -138,7 +147,7 @@ class Looking:
         several = ask.box is None and len(ask.points) == 1
         with self._network.running() as module:
             out = module(**inputs, multimask_output=several)
-            masks, expected = network.finite(out.pred_masks[0, 0].float()), network.finite(out.iou_scores[0, 0].float())
+            masks, expected = finite(out.pred_masks[0, 0].float()), finite(out.iou_scores[0, 0].float())
             best = int(expected.argmax())
             chosen, half = masks[best : best + 1], 0.0
             if self._still.recipe.minmax:
@@ -156,11 +165,6 @@ class Looking:
 
     def _features(self, slices: Sequence[int]) -> list[tuple[Any, ...]]:
         def encode(part: list[int]) -> list[tuple[Any, ...]]:
-            pixels = torch.stack([self._still.recipe.pixels(self.grey(z), self._frame) for z in part])
-            with self._network.running() as module:
-                seen = module.get_image_embeddings(pixels.to(self._network.device))
-                # SAM has one map of a slice, SAM 2 and SAM 3 have several, from fine to coarse.
-                maps = [network.finite(m).cpu() for m in (seen if isinstance(seen, list | tuple) else [seen])]
-            return [tuple(m[i : i + 1].clone() for m in maps) for i in range(len(part))]
+            return self._still.encode([pixels(self._prepared, z, self._window, self._still.recipe) for z in part], self._network)
 
         return self._prepared.features(slices, self._window, encode, self._still.batch, self._network.fingerprint)

@@ -6,7 +6,7 @@ memory, and is trimmed after every frame: as it is, it would hold the whole film
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from isocenter.models._sam import network, windows
+from isocenter.models._sam.ahead import pixels
 from isocenter.models._sam.features import Prepared
 from isocenter.models._sam.frame import Recipe
-from isocenter.models._sam.network import Network
+from isocenter.models._sam.network import Network, finite
 from isocenter.models._sam.session import Hints, Plane, Said, SliceSession, Takes
 from isocenter.models._sam.slices import consistent
 from isocenter.models._sam.windows import Window
@@ -53,6 +54,15 @@ class Tracker:
 
         return SliceSession(prepared, Takes(self.network.id), answer)
 
+    def encode(self, pixels: Sequence[Any], network: Network) -> list[tuple[Any, ...]]:
+        """The features of pictures (3, size, size), in host memory. network: this one, or the one that took its place."""
+        with network.running() as module:
+            seen = module.get_image_features(torch.stack(list(pixels)).to(network.device), return_dict=True)
+            maps = [finite(m).cpu() for m in seen.fpn_hidden_states]
+            if not self.positions:
+                self.positions.extend(p[:, :1].cpu() for p in seen.fpn_position_encoding)
+        return [tuple(m[:, i : i + 1].clone() for m in maps) for i in range(len(pixels))]
+
     def close(self) -> None:
         """Give the memory back."""
         self.positions.clear()
@@ -76,8 +86,7 @@ class Film(Mapping[int, Any]):
         return iter(range(len(self)))
 
     def __getitem__(self, z: int) -> Any:
-        grey = windows.to_grey(self._prepared.volume.voxels[z], self._window)
-        return self._tracker.recipe.pixels(grey, self._frame)
+        return pixels(self._prepared, z, self._window, self._tracker.recipe)
 
     # The two methods of the library's cache.
 
@@ -162,7 +171,7 @@ class Film(Mapping[int, Any]):
     def _see(self, module: Any, state: Any, z: int, *, reverse: bool) -> Plane:
         """The network's answer on slice z."""
         out = module(inference_session=state, frame_idx=z, reverse=reverse)
-        logits = network.finite(out.pred_masks.float())
+        logits = finite(out.pred_masks.float())
         plane: Plane = (self._frame.restore(logits.reshape(-1, *logits.shape[-2:])[:1])[0] > 0).cpu().numpy()
         return plane
 
@@ -180,13 +189,7 @@ class Film(Mapping[int, Any]):
 
     def _features(self, slices: list[int]) -> list[tuple[Any, ...]]:
         def encode(part: list[int]) -> list[tuple[Any, ...]]:
-            pixels = torch.stack([self[z] for z in part]).to(self._network.device)
-            with self._network.running() as module:
-                seen = module.get_image_features(pixels, return_dict=True)
-                maps = [network.finite(m).cpu() for m in seen.fpn_hidden_states]
-                if not self._tracker.positions:
-                    self._tracker.positions.extend(p[:, :1].cpu() for p in seen.fpn_position_encoding)
-            return [tuple(m[:, i : i + 1].clone() for m in maps) for i in range(len(part))]
+            return self._tracker.encode([self[z] for z in part], self._network)
 
         if not self._tracker.positions:
             # Features may have been kept from before the network was loaded again; the encodings go with the network.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isocenter.core import terminology
 from isocenter.core.errors import LimitError, ModelError, PromptError
-from isocenter.core.model import Finding, ModelContext, Run
+from isocenter.core.model import Finding, ModelContext, Question, Run
 from isocenter.core.volume import Volume
 from isocenter.models._sam import folder as installed
 from isocenter.models._sam import frame, network, windows
@@ -52,30 +52,42 @@ class Finder:
         """One finding a prompt. Raises `PromptError` for words that are none, `LimitError` for too many of them."""
         asked = [self._ask(prompt) for prompt in prompts]
         window = windows.choose(volume, (), self.window)
-        shape = volume.shape
-        square = self.recipe.frame((shape[1], shape[2]), (volume.spacing_zyx[1], volume.spacing_zyx[2]))
-        probabilities = [np.zeros(shape, np.uint8) for _ in prompts]
-        masks = [np.zeros(shape, np.uint8) for _ in prompts]
-        presence = [0.0 for _ in prompts]
+        answer = _Answer(Question(volume, tuple(prompts), threshold), window)
+        depth, step = volume.shape[0], run.batch or self.batch
+        for start in range(0, depth, step):
+            run.check(start / depth, f"slice {start + 1} of {depth}")
+            part = range(start, min(start + step, depth))
+            for z, seen in zip(part, self._look([(answer, z) for z in part], [asked] * len(part)), strict=True):
+                answer.put(z, seen)
+        return answer.findings()
+
+    def find_pictures(self, questions: Sequence[Question], run: Run) -> list[list[Finding]]:
+        """For each picture what `find` says of it alone."""
+        asked = [[self._ask(prompt) for prompt in question.prompts] for question in questions]
+        answers = [_Answer(question, windows.choose(question.volume, (), self.window)) for question in questions]
         step = run.batch or self.batch
-        for start in range(0, shape[0], step):
-            run.check(start / shape[0], f"slice {start + 1} of {shape[0]}")
-            part = range(start, min(start + step, shape[0]))
-            pixels = torch.stack([self.recipe.pixels(windows.to_grey(volume.voxels[z], window), square) for z in part])
-            with self.network.running() as module:
-                seen = module.get_vision_features(pixels.to(self.network.device))
-                for index, words in enumerate(asked):
-                    out = self._detect(module, seen, words, len(part))
-                    for row, z in enumerate(part):
-                        found, score = _probability(out, row, square)
-                        presence[index] = max(presence[index], score)
-                        masks[index][z] = found > threshold
-                        probabilities[index][z] = np.floor(found * 255)
-        window_note = f"shown to the network from {window.lo:g} to {window.hi:g} {volume.unit}; each slice was searched by itself"
-        return [
-            Finding(prompt, terminology.label(prompt.strip().lower()), mask, probability, score, (window_note,))
-            for prompt, mask, probability, score in zip(prompts, masks, probabilities, presence, strict=True)
-        ]
+        for start in range(0, len(answers), step):
+            run.check(start / len(answers), f"picture {start + 1} of {len(answers)}")
+            part = answers[start : start + step]
+            for answer, seen in zip(part, self._look([(answer, 0) for answer in part], asked[start : start + step]), strict=True):
+                answer.put(0, seen)
+        return [answer.findings() for answer in answers]
+
+    def _look(self, shown: Sequence[tuple[_Answer, int]], asked: Sequence[Sequence[Asked]]) -> list[list[tuple[NDArray[np.float32], float]]]:
+        """For each slice shown, and each of the words asked of it: the probability (rows, columns) and the best score."""
+        squares = [self.recipe.frame(answer.plane, answer.spacing) for answer, _ in shown]
+        greys = [windows.to_grey(answer.question.volume.voxels[z], answer.window) for answer, z in shown]
+        pixels = torch.stack([self.recipe.pixels(grey, square) for grey, square in zip(greys, squares, strict=True)])
+        found: list[list[tuple[NDArray[np.float32], float]]] = [[] for _ in shown]
+        with self.network.running() as module:
+            seen = module.get_vision_features(pixels.to(self.network.device))
+            for turn in range(max(len(words) for words in asked)):
+                # Where fewer words are asked, the last ones are said again and not listened to.
+                out = self._detect(module, seen, [words[min(turn, len(words) - 1)] for words in asked])
+                for row, words in enumerate(asked):
+                    if turn < len(words):
+                        found[row].append(_probability(out, row, squares[row]))
+        return found
 
     def _ask(self, prompt: str) -> Asked:
         words = prompt.strip()
@@ -91,11 +103,12 @@ class Finder:
             features = module.get_text_features(tokens["input_ids"].to(self.network.device), mask, return_dict=True).pooler_output
         return Asked(features, mask)
 
-    def _detect(self, module: Any, seen: Any, words: Asked, count: int) -> Any:
+    def _detect(self, module: Any, seen: Any, words: Sequence[Asked]) -> Any:
+        """The network's output for slices that were seen, each asked for the words of its own row."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        said = BaseModelOutputWithPooling(pooler_output=words.features.expand(count, -1, -1))
-        out = module(vision_embeds=seen, text_embeds=said, attention_mask=words.mask.expand(count, -1))
+        said = BaseModelOutputWithPooling(pooler_output=torch.cat([w.features for w in words]))
+        out = module(vision_embeds=seen, text_embeds=said, attention_mask=torch.cat([w.mask for w in words]))
         network.finite(out.pred_masks)
         network.finite(out.pred_logits)
         return out
@@ -103,6 +116,36 @@ class Finder:
     def close(self) -> None:
         """Give the memory back."""
         self.network.close()
+
+
+class _Answer:
+    """The answer to a question, as it grows slice by slice."""
+
+    def __init__(self, question: Question, window: Window) -> None:
+        volume = question.volume
+        self.question = question
+        self.window = window
+        self.plane = (volume.shape[1], volume.shape[2])
+        self.spacing = (volume.spacing_zyx[1], volume.spacing_zyx[2])
+        self._probabilities = [np.zeros(volume.shape, np.uint8) for _ in question.prompts]
+        self._masks = [np.zeros(volume.shape, np.uint8) for _ in question.prompts]
+        self._presence = [0.0 for _ in question.prompts]
+
+    def put(self, z: int, seen: Sequence[tuple[NDArray[np.float32], float]]) -> None:
+        """Take in what was seen on slice z, for each prompt."""
+        for index, (probability, score) in enumerate(seen):
+            self._presence[index] = max(self._presence[index], score)
+            self._masks[index][z] = probability > self.question.threshold
+            self._probabilities[index][z] = np.floor(probability * 255)
+
+    def findings(self) -> list[Finding]:
+        """One a prompt."""
+        unit = self.question.volume.unit
+        note = f"shown to the network from {self.window.lo:g} to {self.window.hi:g} {unit}; each slice was searched by itself"
+        return [
+            Finding(prompt, terminology.label(prompt.strip().lower()), mask, probability, score, (note,))
+            for prompt, mask, probability, score in zip(self.question.prompts, self._masks, self._probabilities, self._presence, strict=True)
+        ]
 
 
 def _probability(out: Any, row: int, square: Frame) -> tuple[NDArray[np.float32], float]:

@@ -35,7 +35,7 @@ class BiomedParseModel(nn.Module):  # type: ignore[misc]
             if text in texts:
                 act()
         slices = image[0].float()
-        around = [torch.cat((slices[1:2], slices[:-1])), slices, torch.cat((slices[1:], slices[-2:-1]))] if len(slices) > 1 else [slices] * 3
+        around = [slices, torch.cat((slices[1:2], slices[:-1])), torch.cat((slices[1:], slices[-2:-1]))] if len(slices) > 1 else [slices] * 3
         colours = torch.stack(around, 1)
         grey = torch.cat([self.backbone(colours[i : i + slice_batch_size]) for i in range(0, len(slices), slice_batch_size)])
         small = nn.functional.avg_pool2d(grey, 4)[:, 0]
