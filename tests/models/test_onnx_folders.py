@@ -126,7 +126,8 @@ def test_networks_of_another_shape(tmp_path: Path) -> None:
     assert "one size of input only" in refused(tmp_path / "whole", fixed, nets.config(inference="fully_convolutional"))
     assert '"halo"' in refused(tmp_path / "halo", nets.unet(), nets.config(inference="fully_convolutional"))
     assert "patch_size" in refused(tmp_path / "fixed", nets.unet(), nets.config(inference="fixed", patch_size=None))
-    assert "any, 1]" in refused(tmp_path / "loose", last, nets.config())
+    assert "channels last" in refused(tmp_path / "loose", last, nets.config())
+    assert "says nothing of a network" in refused(tmp_path / "nothing", nets.unet(), {"architecture": "unet"})
 
 
 def test_an_input_of_whole_numbers_is_refused(tmp_path: Path) -> None:

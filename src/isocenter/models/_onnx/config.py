@@ -103,6 +103,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def parse(raw: Mapping[str, Any], network: str) -> Plan:
     """The plan that a configuration stands for; `network` is the file's name, for messages."""
+    if not {"model_type", "model_parameters", "dataset_parameters", "postprocessing"} & set(raw):
+        raise ModelError("config.json says nothing of a network: it has none of model_type, model_parameters and dataset_parameters")
     parameters, dataset = _mapping(raw, "model_parameters"), _mapping(raw, "dataset_parameters")
     kind = str(raw.get("model_type", "nnunet")).lower()
     if kind not in _TYPES:

@@ -194,7 +194,7 @@ def check_ports(inputs: list[list[Any]], outputs: list[list[Any]], channels: int
         raise ModelError(
             f"the network maps {len(image)} axes to {len(scores)}; only volumes (1, 1, z, y, x) to scores (1, classes, z, y, x) can be used"
         )
-    if image[1] not in (channels, None) and image[4] == 1:
+    if image[1] != channels and image[4] == 1:
         raise ModelError("the network wants its channels last, (1, z, y, x, 1); export it with channels first, (1, 1, z, y, x)")
     if image[1] not in (channels, None):
         raise ModelError(f"the network takes {image[1]} channels (several scans of one patient); only one is possible here")
