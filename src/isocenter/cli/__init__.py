@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from isocenter.cli import batch, clean, convert, deidentify, demo, doctor, listen, models, segment, text, track, worker
+from isocenter.cli import batch, changes, clean, convert, deidentify, demo, doctor, listen, models, segment, text, track, worker
 from isocenter.cli.console import examples, fail
 from isocenter.core.errors import IsocenterError, MemoryLimitError
 
@@ -86,6 +86,7 @@ app.command("batch", epilog=examples(batch.EXAMPLES))(batch.batch)
 app.command("convert", epilog=examples(convert.EXAMPLES))(convert.convert)
 app.command("deidentify", epilog=examples(deidentify.EXAMPLES))(deidentify.deidentify)
 app.command("track", epilog=examples(track.EXAMPLES))(track.track)
+app.command("changes", epilog=examples(changes.EXAMPLES))(changes.changes)
 app.add_typer(models.app, name="models", epilog=examples(models.EXAMPLES))
 app.command("embed", epilog=examples(text.EMBED_EXAMPLES))(text.embed)
 app.command("score", epilog=examples(text.SCORE_EXAMPLES))(text.score)

@@ -28,6 +28,7 @@ from isocenter.http import (
     native,
     operations,
     patient_cases,
+    patient_changes,
     patient_stories,
     patients,
     studies,
@@ -107,6 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(studies.router)
     app.include_router(patients.router)
     app.include_router(patient_cases.router)
+    app.include_router(patient_changes.router)
     app.include_router(patient_stories.router)
     app.include_router(inference.router)
     app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)

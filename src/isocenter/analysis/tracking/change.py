@@ -33,13 +33,14 @@ _LEAST_MM3 = 20.0
 class Change:
     """On the later scan's grid: risen, fallen (z, y, x) bool; difference: in the earlier scan's unit, NaN outside the region.
 
-    noise: robust sd of the smoothed difference.
+    noise: robust sd of the smoothed difference. stays: as bright as lesions are in both scans.
     """
 
     risen: NDArray[np.bool_]
     fallen: NDArray[np.bool_]
     difference: Floats
     noise: float
+    stays: NDArray[np.bool_]
 
     @property
     def both(self) -> NDArray[np.bool_]:
@@ -93,7 +94,9 @@ def changes(later: Volume, earlier: Volume, matrix: NDArray[np.float64], region:
         found.append(whole)
     told = np.full(later.shape, np.nan, np.float32)
     told[box][inside] = difference[inside]
-    return Change(found[0], found[1], told, noise)
+    stays = np.zeros(later.shape, bool)
+    stays[box] = inside & (np.minimum(a, b) > centre + BRIGHT_SD * spread)
+    return Change(found[0], found[1], told, noise, stays)
 
 
 def _onto(earlier: Volume, later: Volume, matrix: NDArray[np.float64]) -> tuple[Floats, NDArray[np.bool_]]:
