@@ -298,6 +298,13 @@ def test_the_pdf_says_what_the_page_says(done: tuple[Path, Case], service: Servi
         for lesion in done[1].lesions:
             assert f"{lesion.longest_mm:.1f}" in words
         assert not any(secret in words for secret in SECRETS)
+        heads = {"Summary", "Response by RECIST 1.1", "Lesions", "Growth, forecast and what-if", "Notes and provenance"}
+        said = [line.strip() for line in words.splitlines()]
+        assert heads <= {line.strip("\f") for line in said}
+        for page in words.split("\f"):
+            lines = [line.strip() for line in page.splitlines() if line.strip() and "research use only, not a medical device" not in line]
+            assert not lines or lines[-1] not in heads, "a heading stays with what follows"
+        assert "Treatment: chemotherapy, day " in words
 
 
 def test_one_file_of_several_is_an_archive(done: tuple[Path, Case], service: Service, study: Path) -> None:

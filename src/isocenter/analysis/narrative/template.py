@@ -81,8 +81,8 @@ def _trajectory(case: Case) -> str:
     if not responses:
         return "There is one visit only, so no response can be told."
     start = next((r.baseline for r in responses if r.baseline is not None), None)
-    text = f"Sum of target diameters at baseline {start:.1f} mm. " if start is not None else "There are no target lesions. "
-    text += "; ".join(_one(r) for r in responses) + "."
+    told = "; ".join(_one(r) for r in responses)
+    text = f"Sum of target diameters at baseline {start:.1f} mm; {told}." if start is not None else f"There are no target lesions. D{told[1:]}."
     return text + (f" Best overall response, confirmed: {_WORDS[case.best_overall]}." if case.best_overall else "")
 
 
@@ -114,7 +114,9 @@ def _uncertainty(case: Case) -> str:
     if case.chances:
         chances = case.chances[-1]
         first = max(chances, key=lambda c: chances[c])
-        text += f" With these errors the last category is {_WORDS[first]} with a probability of {100 * chances[first]:.0f} %."
+        last = case.responses["recist_1.1"][-1].category
+        text += f" With these errors the last category, {_WORDS[last]}, has a probability of {100 * chances.get(last, 0.0):.0f} %"
+        text += "." if first == last else f"; {_WORDS[first]} is more likely ({100 * chances[first]:.0f} %)."
     effects = [reason for g in case.growth if g.track == "total" for reason in g.reasons]
     return text + (f" On treatment: {'; '.join(effects)}." if effects else "")
 

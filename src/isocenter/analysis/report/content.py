@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.case_growth import TrackGrowth
 from isocenter.analysis.report import figures
+from isocenter.analysis.response.visit import Category
 from isocenter.core.patient import Identity, Lesion
 
 #: Said at the top of every report.
@@ -51,6 +52,11 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return "" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
 
 
+def percent(value: float | None) -> str:
+    """A change in percent, with its sign; no line may end within it."""
+    return "" if value is None else f"{value:+.1f}\N{NO-BREAK SPACE}%"
+
+
 def rows(case: Case) -> list[dict[str, str]]:
     """The table of responses: a row a visit."""
     responses = {r.day: (r, chances) for r, chances in zip(case.responses.get("recist_1.1", ()), case.chances or [{}] * 999, strict=False)}
@@ -64,20 +70,26 @@ def rows(case: Case) -> list[dict[str, str]]:
         total = response.sum if response else sum((le.short_axis_mm if le.is_node else le.longest_mm) or 0 for le in here) if name == first else None
         told.append(
             {
-                "visit": name,
+                "visit": f"{name} {visit.timepoint.scan_date.isoformat()}" if visit.timepoint.scan_date else name,
                 "day": f"{visit.timepoint.day:g}",
                 "lesions": str(len(case.at(name))) if visit.found is not None else "no scan",
                 "sum": number(total),
                 "sd": number(spread) if here else "",
-                "baseline": number(response.percent_baseline, 1, True) + " %" if response and response.percent_baseline is not None else "",
-                "nadir": number(response.percent_nadir, 1, True) + " %" if response and response.percent_nadir is not None else "",
+                "baseline": percent(response.percent_baseline if response else None),
+                "nadir": percent(response.percent_nadir if response else None),
                 "category": str(response.category) if response else "",
                 "colour": figures.CATEGORY_COLOURS[response.category] if response else "",
-                "chances": ", ".join(f"{c} {100 * p:.0f} %" for c, p in chances.items()),
+                "chances": likely(chances),
                 "why": "; ".join(response.reasons) if response else ("baseline" if name == first else visit.reason or ""),
             }
         )
     return told
+
+
+def likely(chances: Mapping[Category, float]) -> str:
+    """Categories by how likely they are, the most likely first; below half a percent they are not worth a line."""
+    told = sorted(((c, p) for c, p in chances.items() if p >= 0.005), key=lambda pair: -pair[1])
+    return ", ".join(f"{c}\N{NO-BREAK SPACE}{100 * p:.0f}\N{NO-BREAK SPACE}%" for c, p in told)
 
 
 def role(lesion: Lesion) -> str:
@@ -92,7 +104,9 @@ def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Trac
         lesions = [lesion for lesion in case.lesions if lesion.track == name]
         shots = []
         for lesion in lesions:
-            size = f"{number(lesion.longest_mm)} x {number(lesion.short_axis_mm)} mm, {number((lesion.volume_mm3 or 0) / 1000, 2)} ml"
+            size = f"{number(lesion.longest_mm) or '?'} x {number(lesion.short_axis_mm) or '?'} mm"
+            if lesion.volume_mm3 is not None:
+                size += f", {number(lesion.volume_mm3 / 1000, 2)}\N{NO-BREAK SPACE}ml"
             shots.append(Shot(lesion.timepoint_id, size, thumbnail(lesion)))
         first = lesions[0]
         what = ", ".join(w for w in (role(first), first.organ or "", "lymph node" if first.is_node else "") if w)
@@ -135,9 +149,22 @@ def growth_notes(case: Case) -> list[str]:
 
 
 def span(case: Case) -> str:
-    """Days between the first and the last visit."""
+    """How many visits there are, over which time."""
     days = [v.timepoint.day for v in case.visits]
-    return f"{max(days) - min(days):g}"
+    dates = [v.timepoint.scan_date for v in case.visits if v.timepoint.scan_date]
+    when = f" ({min(dates).isoformat()} to {max(dates).isoformat()})" if len(dates) > 1 else f" ({dates[0].isoformat()})" if dates else ""
+    if len(days) == 1:
+        return f"1 visit{when}"
+    return f"{len(days)} visits over {max(days) - min(days):g} days{when}"
+
+
+def treatments(case: Case) -> str:
+    """What was given, and when."""
+    told = [
+        f"{t.therapy_type}, day {t.start_day:g} {f'to {t.end_day:g}' if t.end_day is not None else 'on'}{f', dose {t.dose:g}' if t.dose != 1 else ''}"
+        for t in case.patient.therapies
+    ]
+    return f"Treatment: {'; '.join(told) or 'none is known'}"
 
 
 def drawn(case: Case) -> list[TrackGrowth]:
@@ -161,5 +188,10 @@ def volumetric(case: Case) -> str:
 
 
 def notes(case: Case) -> list[str]:
-    """What its reader should know."""
-    return [*case.notes, *(f"{v.timepoint.timepoint_id}: {n}" for v in case.visits for n in v.notes), *growth_notes(case)]
+    """What its reader should know; what is true of several visits is said once."""
+    by_text: dict[str, list[str]] = {}
+    for visit in case.visits:
+        for text in visit.notes:
+            by_text.setdefault(text, []).append(visit.timepoint.timepoint_id)
+    visits = [f"{'all visits' if 1 < len(names) == len(case.visits) else ', '.join(names)}: {text}" for text, names in by_text.items()]
+    return [*case.notes, *visits, *growth_notes(case)]

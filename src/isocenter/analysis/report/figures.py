@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -74,24 +75,23 @@ def spider(case: Case) -> Plot:
     axes, plot = _axes()
     days = [v.timepoint.day for v in case.visits if v.found is not None]
     _treatments(axes, case, max(days))
-    for k, track in enumerate(case.targets):
-        points = [
-            (v.timepoint.day, lesion.short_axis_mm if lesion.is_node else lesion.longest_mm)
-            for v in case.visits
-            for lesion in case.at(v.timepoint.timepoint_id)
-            if lesion.track == track
-        ]
-        known = [(day, size) for day, size in points if size]
-        if known:
-            x, y = zip(*((day, 100 * (size / known[0][1] - 1)) for day, size in known), strict=True)
-            axes.plot(x, y, "o-", color=COLOURS[k % len(COLOURS)], label=track, lw=1.5, ms=4)
+    for colour, track in zip(cycle(COLOURS), case.targets, strict=False):
+        sizes = {k.timepoint_id: k.short_axis_mm if k.is_node else k.longest_mm for k in case.lesions if k.track == track}
+        # A lesion that is not seen on a scan has no diameter left; one that could not be measured leaves a gap.
+        points = [(v.timepoint.day, sizes.get(v.timepoint.timepoint_id, 0.0)) for v in case.visits if v.found is not None]
+        begin = next((n for n, (_, size) in enumerate(points) if size), None)
+        if begin is not None:
+            first = float(points[begin][1] or 1.0)
+            known = [(day, 100 * (size / first - 1)) for day, size in points[begin:] if size is not None]
+            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=track, lw=1.5, ms=4)
     responses = case.responses.get("recist_1.1", ())
     total = [(r.day, r.percent_baseline) for r in responses if r.percent_baseline is not None]
     if total:
         start = next(v.timepoint.day for v in case.visits if v.found is not None)
         x, y = zip(*[(start, 0.0), *total], strict=True)
         axes.plot(x, y, "s--", color="black", label="sum", lw=2, ms=5)
-    for level, text in ((-30, "PR"), (20, "PD")):
+    # Progression counts from the smallest sum, so its limit is no category here.
+    for level, text in ((-30, "PR"), (20, "+20 %")):
         axes.axhline(level, color="#888888", lw=0.8, ls=":")
         axes.text(1.0, level, f" {text}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#555555")
     axes.axhline(0, color="black", lw=0.6)
@@ -121,12 +121,21 @@ def waterfall(case: Case) -> Plot:
     return plot
 
 
+def title(case: Case, track: str) -> str:
+    """Whose volumes a plot shows."""
+    if track == "total":
+        return "All lesions together"
+    organ = next((k.organ for k in case.lesions if k.track == track and k.organ), None)
+    return f"{track}, {organ}" if organ else track
+
+
 def growth(case: Case, track: TrackGrowth) -> Plot:
     """Measured volumes, what the growth laws make of them, and the forecast."""
     axes, plot = _axes()
     known = [(d, v / 1000) for d, v in zip(track.days, track.volumes_mm3, strict=True) if v]
     end = float(track.forecast.days[-1]) if track.forecast else track.days[-1]
     _treatments(axes, case, end)
+    axes.set_title(title(case, track.track), fontsize=9, loc="left")
     if track.growth is not None:
         days = np.linspace(track.growth.series.days[0], track.growth.series.days[-1], 80)
         middle, low, high = track.growth.predict(days)
@@ -144,7 +153,7 @@ def growth(case: Case, track: TrackGrowth) -> Plot:
 
 def scenarios(case: Case, track: TrackGrowth) -> Plot:
     """Median curves of all scenarios."""
-    axes, plot = _axes(7.2, 3.4)
+    axes, plot = _axes(7.2, 3.2)
     for k, scenario in enumerate(track.scenarios):
         own = scenario.name == "as_given"
         axes.plot(
@@ -156,18 +165,21 @@ def scenarios(case: Case, track: TrackGrowth) -> Plot:
             label=scenario.name.replace("_", " "),
         )
     _treatments(axes, case, float(track.scenarios[0].days[-1]))
-    _volume_axis(axes)
+    axes.set_title(f"What if: {title(case, track.track).lower()}", fontsize=9, loc="left")
+    _volume_axis(axes, aside=True)
     return plot
 
 
-def _volume_axis(axes: Any) -> None:
-    from matplotlib.ticker import ScalarFormatter
+def _volume_axis(axes: Any, *, aside: bool = False) -> None:
+    """Volumes by their logarithm, with plain numbers at 1, 2 and 5 times the powers of ten. aside: the legend stands beside the plot."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter = ScalarFormatter()
-        formatter.set_scientific(False)
-        which(formatter)
-    axes.tick_params(axis="y", which="minor", labelsize=6)
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="day", ylabel="volume (ml)")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    if aside:
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(frameon=False, fontsize=7, ncols=2)

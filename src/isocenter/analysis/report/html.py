@@ -28,8 +28,8 @@ def render(told: Told) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         patient=case.patient,
         identity=" · ".join(content.identity_words(told.identity)),
-        visits=case.visits,
         span=content.span(case),
+        treatments=content.treatments(case),
         best=str(case.best_overall) if case.best_overall else "",
         warning=content.WARNING,
         legend=content.LEGEND,

@@ -88,7 +88,8 @@ def _flow(told: Told) -> Iterator[Any]:
     if told.identity is not None:
         yield _text(" · ".join(content.identity_words(told.identity)), 9, font=_BOLD)
     best = f" · best overall response (confirmed) {case.best_overall}" if case.best_overall else ""
-    yield _text(f"{len(case.visits)} visits over {content.span(case)} days{best}", 8.5, _MUTED, spaceAfter=4)
+    yield _text(f"{content.span(case)}{best}", 8.5, _MUTED, spaceAfter=1)
+    yield _text(content.treatments(case), 8.5, _MUTED, spaceAfter=4)
     yield _note(content.WARNING)
     yield _head("Summary")
     yield from (_part(title, text) for title, text in told.story.parts)
@@ -151,7 +152,7 @@ def _responses(told: Told) -> Any:
     names = ("visit", "day", "lesions", "sum", "sd", "baseline", "nadir", "category", "chances", "why")
     colours = [("BACKGROUND", (7, k), (7, k), row["colour"]) for k, row in enumerate(rows, start=1) if row["category"]]
     head = ("Visit", "Day", "Lesions", "Sum (mm)", "± sd", "vs baseline", "vs smallest", "Category", "How likely", "Why")
-    return _table(head, [[row[name] for name in names] for row in rows], (9, 5, 7, 7, 5, 9, 9, 9.5, 13, 26), range(1, 7), colours)
+    return _table(head, [[row[name] for name in names] for row in rows], (10.5, 5, 7, 7, 5, 9, 9, 9.5, 11.5, 26), range(1, 7), colours)
 
 
 def _image(png: bytes, width: float, height: float) -> Any:
@@ -174,20 +175,23 @@ def _lesions(told: Told) -> Iterator[Any]:
     """Pictures of each track, then the table of all lesions."""
     from reportlab.platypus import KeepTogether, Spacer, Table
 
-    yield _head("Lesions")
+    # The heading goes with the first track: a heading's own wish to stay with what follows is lost on what is kept together.
+    heading: list[Any] = [_head("Lesions")]
     edge = _WIDTH / _SHOTS_A_ROW - 6
     for track in content.tracks(told.case, told.thumbnail):
         title = _text(f"{track.name}  {track.what}", 8.5, font=_BOLD, spaceBefore=4, spaceAfter=2, keepWithNext=1)
         cells: list[list[Any]] = [
-            [_image(shot.png, edge, edge) if shot.png else Spacer(edge, edge), _text(f"{shot.visit}: {shot.text}", 6.3, _MUTED)]
+            [_image(shot.png, edge, edge) if shot.png else Spacer(edge, edge), *(_text(line, 6.3, _MUTED) for line in (shot.visit, shot.text))]
             for shot in track.shots
         ]
         cells += [[]] * (-len(cells) % _SHOTS_A_ROW)
         style = [("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0), ("RIGHTPADDING", (0, 0), (-1, -1), 6)]
         widths = [_WIDTH / _SHOTS_A_ROW] * _SHOTS_A_ROW
         strips = [Table([cells[k : k + _SHOTS_A_ROW]], colWidths=widths, style=style) for k in range(0, len(cells), _SHOTS_A_ROW)]
-        yield KeepTogether([title, *strips[:1]])
+        yield KeepTogether([*heading, title, *strips[:1]])
         yield from strips[1:]
+        heading = []
+    yield from heading
     yield Spacer(1, 6)
     names = ("visit", "track", "role", "organ", "longest", "short", "sd", "volume", "mean", "method", "link")
     head = ("Visit", "Lesion", "Role", "Organ", "Longest (mm)", "Short axis (mm)", "± sd", "Volume (ml)", "Mean", "Found by", "Link")
