@@ -19,6 +19,8 @@ from isocenter.core.geometry import Grid, Triple
 
 #: A volume whose slices are this much farther apart than its pixels was acquired in that plane, and is measured in it.
 _SLICED = 1.5
+#: In which the widths of slices are looked at, to leave out those that cannot hold the longest diameter.
+_DIRECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,11 @@ def diameters(inside: NDArray[np.bool_], grid: Grid, *, first: tuple[int, int, i
     cut = np.moveaxis(inside, plane, 0)
     flat = _Plane.of(grid, plane)
     best: tuple[float, int, NDArray[np.float64]] | None = None
-    for index in _by_size(cut, flat):
-        if best is not None and flat.most_mm(cut[index]) <= best[0]:
-            continue
+    most = flat.most_mm(cut)
+    # Those that may hold the longest diameter first: as soon as one is longer than the next may be, all is known.
+    for index in np.argsort(-most, kind="stable"):
+        if most[index] <= (best[0] if best is not None else 0.0):
+            break
         for corners in _hulls(cut[index], flat):
             length, pair = _farthest(corners @ flat.matrix.T)
             if best is None or length > best[0] + 1e-9:
@@ -105,20 +109,27 @@ class _Plane:
         across = rest / np.linalg.norm(rest)
         return cls(np.array([[s @ along for s in steps], [s @ across for s in steps]]))
 
-    def most_mm(self, image: NDArray[np.bool_]) -> float:
-        """No diameter of this slice is longer: the longer diagonal of its bounding box."""
-        rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
-        if not rows.size:
-            return 0.0
-        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-        return float(max(np.linalg.norm(self.matrix @ (height, width)), np.linalg.norm(self.matrix @ (height, -width))))
+    def most_mm(self, cut: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(slices,) no diameter of a slice is longer; 0 for empty ones.
 
-
-def _by_size(cut: NDArray[np.bool_], flat: _Plane) -> NDArray[np.intp]:
-    """Slices that hold something, those that may hold the longest diameter first."""
-    most = np.array([flat.most_mm(image) for image in cut])
-    order = np.argsort(-most, kind="stable")
-    return order[most[order] > 0]
+        A shape's diameter is the largest of its widths, so of the widths in some directions one falls short of it by no more than the
+        cosine of half the angle between two of these.
+        """
+        angles = np.arange(_DIRECTIONS) * (np.pi / _DIRECTIONS)
+        # What a step of a row and of a column is worth in each direction.
+        down, along = (np.stack([np.cos(angles), np.sin(angles)], axis=1) @ self.matrix).T
+        rows = np.arange(cut.shape[1])[:, None]
+        filled = cut.any(axis=2)
+        first, last = cut.argmax(axis=2), cut.shape[2] - 1 - cut[:, :, ::-1].argmax(axis=2)
+        most = np.zeros(len(cut))
+        for k in np.flatnonzero(filled.any(axis=1)):
+            here = filled[k]
+            base = rows[here] * down
+            # Half a voxel beyond the outermost ones on all sides: more than any edge's middle.
+            ends = np.concatenate([base + (first[k, here][:, None] - 0.5) * along, base + (last[k, here][:, None] + 0.5) * along])
+            widths = np.ptp(ends, axis=0) + np.abs(down)
+            most[k] = widths.max() / np.cos(np.pi / (2 * _DIRECTIONS))
+        return most
 
 
 def _hulls(image: NDArray[np.bool_], flat: _Plane) -> list[NDArray[np.float64]]:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from isocenter.core.geometry import Grid
 
+#: So many points are compared in pairs at once; of more, the hull is found first.
+_FEW = 1000
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -51,18 +54,18 @@ def surface(inside: NDArray[np.bool_], grid: Grid) -> Surface | None:
 
 
 def _extent(corners: NDArray[np.float64]) -> float:
-    """Largest distance between two points: between corners of their convex hull, those left out that are too near to all."""
+    """Largest distance between two points, exactly: of those that may be one of its ends, and of these of the convex hull's corners."""
     from scipy.spatial import ConvexHull
     from scipy.spatial.distance import cdist
 
-    hull = corners[ConvexHull(corners).vertices]
-    reach = np.linalg.norm(hull - hull.mean(axis=0), axis=1)
-    order = np.argsort(-reach)
-    hull, reach = hull[order], reach[order]
-    # No pair is farther apart than both points' distances from the middle together.
-    best = float(cdist(hull[:1], hull).max())
-    for start in range(0, len(hull), 256):
-        if reach[start] + reach[0] <= best:
-            break
-        best = max(best, float(cdist(hull[start : start + 256], hull[start:]).max()))
+    one = corners[np.argmax(np.linalg.norm(corners - corners.mean(axis=0), axis=1))]
+    other = corners[np.argmax(np.linalg.norm(corners - one, axis=1))]
+    best = float(np.linalg.norm(other - one))
+    # No pair is farther apart than both points' distances from the middle of a long line together.
+    reach = np.linalg.norm(corners - (one + other) / 2, axis=1)
+    ends = corners[reach >= best - reach.max() - 1e-9]
+    if len(ends) > _FEW:
+        ends = ends[ConvexHull(ends).vertices]
+    for start in range(0, len(ends), 256):
+        best = max(best, float(cdist(ends[start : start + 256], ends[start:]).max()))
     return best

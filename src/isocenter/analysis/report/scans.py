@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.analysis import slices
-from isocenter.analysis.lesions import box_of, split
+from isocenter.analysis.lesions import split
 from isocenter.analysis.report.thumbnails import thumbnail
 from isocenter.analysis.report.told import VisitScan
 from isocenter.core.geometry import Grid
@@ -28,17 +28,18 @@ def each_lesion(mask: NDArray[np.generic], grid: Grid, least_mm3: float) -> Iter
     from scipy.ndimage import find_objects
 
     least = max(1, math.ceil(least_mm3 / grid.voxel_mm3))
-    whole = box_of(mask)
-    if whole is None:
-        return
-    inner = mask[whole]
-    for label, found in enumerate(find_objects(inner if inner.dtype.kind in "iu" else inner.astype(np.uint8)), start=1):
+    # Most rows of a scan hold no lesion: they are left out before boxes are looked for.
+    used = mask.any(axis=2)
+    rows = mask[used]
+    z_of, y_of = np.nonzero(used)
+    for label, found in enumerate(find_objects(rows if rows.dtype.kind in "iu" else rows.astype(np.uint8)), start=1):
         if found is None:
             continue
-        around = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(whole, found, strict=True))
+        z, y = z_of[found[0]], y_of[found[0]]
+        around = (slice(int(z[0]), int(z[-1]) + 1), slice(int(y.min()), int(y.max()) + 1), found[1])
         for box, inside in split(mask[around] == label, least_voxels=least):
-            z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(around, box, strict=True))
-            yield label, (z, y, x), inside
+            one, two, three = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(around, box, strict=True))
+            yield label, (one, two, three), inside
 
 
 class Shots:
