@@ -57,7 +57,7 @@ class Proxy:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """With the key and the host of the guide; jobs wait, so that their events are silent."""
-    flags = {"ISOCENTER_API_KEY": KEY, "ISOCENTER_ALLOWED_HOSTS": HOST, "ISOCENTER_JOB_WORKERS": "0", "ISOCENTER_DECODERS": "0"}
+    flags: dict[str, Any] = {"ISOCENTER_API_KEY": KEY, "ISOCENTER_ALLOWED_HOSTS": HOST, "ISOCENTER_JOB_WORKERS": "0", "ISOCENTER_DECODERS": "0"}
     with serve(tmp_path_factory.mktemp("server"), **flags, ISOCENTER_MIN_FREE_BYTES="0") as (addresses, _):
         yield addresses[0]
 
@@ -68,7 +68,7 @@ def block(page: str, language: str, first: str) -> str:
     return found
 
 
-def put(text: str, **places: str) -> str:
+def put(text: str, **places: tuple[str, str]) -> str:
     """A configuration with its ports and places put to others; each must be there."""
     for old, new in places.values():
         assert old in text, old
