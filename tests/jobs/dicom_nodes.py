@@ -72,10 +72,17 @@ def call(
         return []
     try:
         assert association.send_c_echo().Status == 0x0000
-        return [getattr(association.send_c_store(dataset), "Status", None) for dataset in datasets]
+        return [getattr(_ready(association).send_c_store(dataset), "Status", None) for dataset in datasets]
     finally:
         if association.is_established:
             association.release()
+
+
+def _ready(association: Any) -> Any:
+    """The library's own thread listens again. Where it has not noticed yet that the last answer came, it takes the next one away."""
+    while association.is_established and association._is_paused:
+        time.sleep(0.0005)
+    return association
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> None:

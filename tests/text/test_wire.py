@@ -28,7 +28,7 @@ JSON = {"Content-Type": "application/json"}
 
 def application(home: Path, minilm: Path | None, **settings: Any) -> TestClient:
     models = (f"all-MiniLM-L6-v2={minilm}",) if minilm else ()
-    chosen = {"text_engine": "onnxruntime", "text_bertscore_model": "all-MiniLM-L6-v2", **settings}
+    chosen = {"text_engine": "onnxruntime", "text_wait": 60, "text_bertscore_model": "all-MiniLM-L6-v2", **settings}
     return TestClient(create_app(Settings(home=home, decoders=0, text_models=models, **chosen)), base_url="http://127.0.0.1")
 
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any, TypeVar
 
 from isocenter.core.errors import BusyError, DeadlineError
@@ -131,28 +132,25 @@ class Workers:
                 if job.seconds is not None:
                     self._watch()
             _HERE.job = job
-            try:
-                self._run(job)
-            finally:
-                _HERE.job = None
-                with self._wake:
-                    if job in self._running:
-                        self._running.remove(job)
-                    self._wake.notify_all()
+            settle = self._run(job)
+            _HERE.job = None
+            with self._wake:  # before its caller knows, who may have more to hand in
+                if job in self._running:
+                    self._running.remove(job)
+                self._wake.notify_all()
+            with contextlib.suppress(InvalidStateError):
+                settle()
             if job.abandoned:
                 return  # another thread took this one's place
-            del job  # with its work and result, while nothing is to do
+            del job, settle  # with its work and result, while nothing is to do
 
     @staticmethod
-    def _run(job: Job[Any]) -> None:
+    def _run(job: Job[Any]) -> Callable[[], None]:
+        """Do the work; returns what tells its caller."""
         try:
-            result = job.work()
+            return partial(job.set_result, job.work())
         except BaseException as error:
-            with contextlib.suppress(InvalidStateError):
-                job.set_exception(error)
-        else:
-            with contextlib.suppress(InvalidStateError):
-                job.set_result(result)
+            return partial(job.set_exception, error)
 
     def _watch(self) -> None:
         """Holds the lock."""
