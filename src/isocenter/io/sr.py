@@ -84,7 +84,7 @@ def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseu
     from pydicom import dcmread
 
     sources = seg.source_images(volume, pseudonym)
-    segments = dcmread(io.BytesIO(segmentation)) if segmentation is not None else None
+    segments = _spread(dcmread(io.BytesIO(segmentation))) if segmentation is not None else None
     groups = []
     for number, lesion in enumerate(report.lesions, start=1):
         groups += [_space(lesion, number, report, segments), _plane(lesion, report, volume, sources)]
@@ -114,6 +114,15 @@ def _common(lesion: Lesion, report: VisitReport) -> dict[str, Any]:
         if lesion.track in report.at_baseline
         else None,
     }
+
+
+def _spread(segments: Any) -> Any:
+    """Each frame says which segment it shows. Where all show one, the file says it once, and highdicom looks for it at each frame."""
+    shared = segments.SharedFunctionalGroupsSequence[0]
+    if "SegmentIdentificationSequence" in shared:
+        for frame in segments.PerFrameFunctionalGroupsSequence:
+            frame.SegmentIdentificationSequence = shared.SegmentIdentificationSequence
+    return segments
 
 
 def _space(lesion: Lesion, number: int, report: VisitReport, segments: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -177,9 +178,8 @@ class _Work:
         folder = self._given.folder / "made" / visit.id
         measured = measure_visit(self._service, study, visit, folder, self._options, self._run)
         files = self._kept(folder)
-        if is_dicom and measured.found is not None:
-            scan = self._given.job.inputs[0]
-            files.append(Stored(SOURCE, scan.digest, scan.bytes, "application/octet-stream"))
+        if measured.found is not None and (source := self._source(visit, is_dicom)) is not None:
+            files.append(source)
         said = self._facts
         new = NewVisit(
             visit.id,
@@ -196,6 +196,27 @@ class _Work:
         needs.drop(self._given.database, self._given.objects, freed)
         shutil.rmtree(folder, ignore_errors=True)
         return row
+
+    def _source(self, visit: VisitFiles, is_dicom: bool) -> Stored | None:
+        """The visit's DICOM files, which SEG and SR will refer to: what was sent, or its own part of a study with a description."""
+        if is_dicom:
+            sent = self._given.job.inputs[0]
+            return Stored(SOURCE, sent.digest, sent.bytes, "application/octet-stream")
+        if visit.image is None:
+            return None
+        place = visit.image
+        if place.is_dir():
+            place = self._given.folder / "source.zip"
+            with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                for k, file in enumerate(sorted(f for f in visit.image.rglob("*") if f.is_file())):
+                    # Numbers for names, and no times: names may say who the patient is, and the same files give the same archive.
+                    archive.writestr(zipfile.ZipInfo(f"{k:06d}"), file.read_bytes(), zipfile.ZIP_DEFLATED)
+        else:
+            with place.open("rb") as opened:
+                if door.kind_of(opened.read(4096), place.suffix) != "dicom":
+                    return None
+        made = self._given.objects.put(place)
+        return Stored(SOURCE, made.digest, made.bytes, "application/octet-stream")
 
     def _has_visits(self) -> bool:
         return bool(self._records.visits(self._patient.id))

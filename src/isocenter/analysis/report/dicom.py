@@ -6,11 +6,14 @@ Tracks keep their identifiers and UIDs over all visits, so that a viewer can fol
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
-from isocenter.analysis.case import Case, MeasuredVisit
+from isocenter.analysis.case import MeasuredVisit
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.report.figures import COLOURS
 from isocenter.analysis.report.told import Told, VisitScan
@@ -20,7 +23,6 @@ from isocenter.core.patient import Lesion
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Label, Segmentation
 from isocenter.io import seg, sr
-from isocenter.io.uids import derived_uid
 
 
 def objects(told: Told, *, reports: bool) -> Iterator[tuple[str, bytes | None, bytes | None]]:
@@ -30,7 +32,7 @@ def objects(told: Told, *, reports: bool) -> Iterator[tuple[str, bytes | None, b
     """
     reasons: dict[str, None] = {}
     done = False
-    tracked = _tracked(told.case)
+    tracked = _tracked(told)
     for order, visit in enumerate(told.case.visits, start=1):
         name = visit.timepoint.timepoint_id
         scan = told.scan(name) if visit.found is not None else None
@@ -47,11 +49,26 @@ def objects(told: Told, *, reports: bool) -> Iterator[tuple[str, bytes | None, b
         raise UsageError(f"DICOM objects refer to DICOM images, and no visit has any{why}")
 
 
-def _tracked(case: Case) -> dict[str, seg.Tracked]:
+def _tracked(told: Told) -> dict[str, seg.Tracked]:
     """By track: its name, a UID that is the same in every object of this patient, and its organ's code."""
+    case = told.case
     organs = {lesion.track: lesion.organ for lesion in reversed(case.lesions)}
-    patient = case.patient.patient_id
-    return {t: seg.Tracked(t, derived_uid(patient, "track", t), terminology.site(organs.get(t))) for t in case.graph.tracks}
+    return {t: seg.Tracked(t, told.tracking_uid(t), terminology.site(organs.get(t))) for t in case.graph.tracks}
+
+
+def _numbered(scan: VisitScan, lesions: Sequence[Lesion]) -> NDArray[np.uint16] | None:
+    """The visit's mask with its lesions as 1, 2, … in their order; those that a reader took out are gone. None where one is not in it."""
+    most = int(scan.lesions.max(initial=0))
+    # A visit's lesions are named by counting them in the mask: lesion-1, lesion-2, …
+    named = [re.fullmatch(r"lesion-([1-9]\d{0,4})", lesion.lesion_id, re.A) for lesion in lesions]
+    numbers = [int(match[1]) if match else 0 for match in named]
+    if len(set(numbers)) < len(numbers) or not all(0 < n <= most for n in numbers):
+        return None
+    if numbers == list(range(1, most + 1)):
+        return scan.lesions
+    table = np.zeros(most + 1, np.uint16)
+    table[numbers] = np.arange(1, len(numbers) + 1)
+    return np.asarray(table[scan.lesions], dtype=np.uint16)
 
 
 def _visit(
@@ -59,10 +76,11 @@ def _visit(
 ) -> tuple[bytes | None, bytes | None]:
     case, volume = told.case, scan.volume
     lesions = tuple(case.at(visit.timepoint.timepoint_id))
-    if int(scan.lesions.max(initial=0)) != len(lesions):
+    mask = _numbered(scan, lesions)
+    if mask is None:
         raise UsageError(f"{visit.timepoint.timepoint_id}: the mask does not hold the lesions that were measured; run `isocenter track` again")
     pseudonym = None if told.identity is not None else case.patient.patient_id
-    state = blake3(scan.lesions.tobytes())
+    state = blake3(mask.tobytes())
     state.update(json.dumps(as_dict(case), sort_keys=True, default=str).encode())
     made_of = "\0".join((volume.key, state.hexdigest(), pseudonym or "named", told.version, visit.timepoint.timepoint_id))
     segmentation = None
@@ -70,7 +88,7 @@ def _visit(
         labels = tuple(_label(number, lesion) for number, lesion in enumerate(lesions, start=1))
         by = sorted({lesion.method for lesion in lesions})
         provenance = Provenance(f"isocenter track ({', '.join(by)})", told.version, volume.key, notes=visit.notes)
-        result = Segmentation(scan.lesions, volume.grid, labels, provenance)
+        result = Segmentation(mask, volume.grid, labels, provenance)
         by_value = {number: tracked[lesion.track] for number, lesion in enumerate(lesions, start=1)}
         segmentation = seg.write(result, volume, tracked=by_value, pseudonym=pseudonym, made_of=made_of)
     if not reports:

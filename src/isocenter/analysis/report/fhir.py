@@ -141,7 +141,8 @@ class _Writer:
 
     def _lesion(self, lesion: Lesion, point: Timepoint, patient: Resource, device: Resource, study: Resource | None) -> Resource:
         made = self._observation(_SIZE, point, patient, device, study)
-        made["identifier"] = [{"system": TRACKS, "value": lesion.track}]
+        uid = self._told.tracking_uid(lesion.track)
+        made["identifier"] = [{"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}, {"system": TRACKS, "value": lesion.track}]
         site = terminology.site(lesion.organ)
         if site is not None or lesion.organ:
             made["bodySite"] = _concept(site, lesion.organ)

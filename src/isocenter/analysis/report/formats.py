@@ -37,7 +37,8 @@ class Format:
 
 
 def _json(told: Told) -> Files:
-    facts = {**as_dict(told.case), "narrative": asdict(told.story)}
+    uids = {track: told.tracking_uid(track) for track in told.case.graph.tracks}
+    facts = {**as_dict(told.case), "tracking_uids": uids, "narrative": asdict(told.story)}
     if told.identity is not None:
         born = told.identity.birth_date
         facts["patient"] = {**asdict(told.identity), "birth_date": born.isoformat() if born else None}
@@ -45,7 +46,7 @@ def _json(told: Told) -> Files:
 
 
 def _csv(told: Told) -> Files:
-    yield "measurements.csv", tables.measurements(told.case).encode()
+    yield "measurements.csv", tables.measurements(told).encode()
 
 
 def _html(told: Told) -> Files:

@@ -13,11 +13,12 @@ from isocenter.analysis.narrative.template import Narrative
 from isocenter.analysis.response.visit import Response
 from isocenter.core.patient import Identity, Lesion, Timepoint
 from isocenter.core.volume import Volume
+from isocenter.io.uids import derived_uid
 
 
 @dataclass(frozen=True)
 class VisitScan:
-    """A visit's scan with its DICOM headers. lesions: (z, y, x), the n-th of the visit's lesions has the value n."""
+    """A visit's scan with its DICOM headers. lesions: (z, y, x); `lesion-n`, as it was measured, has the value n."""
 
     volume: Volume
     lesions: NDArray[np.uint16]
@@ -43,6 +44,16 @@ class Told:
     def source(self) -> str:
         """Who told the story, in a sentence."""
         return f"Written by {self.story.model} from the measurements alone. {self.story.disclaimer}"
+
+    def tracking_uid(self, track: str) -> str:
+        """A UID of a followed lesion, the same in every format and at every visit.
+
+        It comes from the first place where the lesion was seen, not from its name: when a reader takes a lesion out, the others may
+        be called by its name, and nobody must take them for it.
+        """
+        seen = self.case.graph.tracks[track]
+        first = next(visit for visit in self.case.graph.visits if visit in seen)
+        return derived_uid(self.case.patient.patient_id, "track", first, seen[first])
 
     def response(self, timepoint: Timepoint) -> Response | None:
         """The response by RECIST 1.1 at a visit, None at the baseline."""
