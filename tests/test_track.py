@@ -117,6 +117,32 @@ def test_nothing_is_done_twice(study: tuple[Path, list[Truth]], service: Service
     assert (done / "case.json").read_bytes() == before
 
 
+def test_what_changed_is_done_again_and_nothing_else(study: tuple[Path, list[Truth]], service: Service, done: Path, tmp_path: Path) -> None:
+    """Another mask at one visit: its scan's files and all registrations stay; other settings of lesions leave them too."""
+    import SimpleITK as sitk
+
+    out = shutil.copytree(done, tmp_path / "out")
+    home = out / "processed" / "phantom"
+    affine = sitk.ReadTransform(str(home / "visit-2" / "registration.tfm"))
+    matrix = np.array(json.loads((home / "visit-2" / "registration.json").read_text())["matrix"])
+    assert affine.TransformPoint((10.0, -20.0, 30.0)) == pytest.approx((matrix @ (10.0, -20.0, 30.0, 1.0))[:3])
+    assert not (home / "visit-1" / "registration.tfm").exists()
+
+    def times(*names: str) -> dict[str, int]:
+        return {f"{v}/{n}": (home / v / n).stat().st_mtime_ns for v in ("visit-2", "visit-3") for n in names}
+
+    scans, lesions = ("scan.nii.gz", "preprocessed.safetensors", "registration.json", "registration.tfm"), ("measurements.json", "mask.npy")
+    before, measured = times(*scans), times(*lesions)
+    moved = shutil.copytree(study[0], tmp_path / "study")
+    shutil.copyfile(moved / "visit-1_mask.nii.gz", moved / "visit-3_mask.nii.gz")
+    case = track(service, moved, out)
+    assert times(*scans) == before
+    now = times(*lesions)
+    assert {name.split("/")[0] for name in now if now[name] != measured[name]} == {"visit-3"}
+    assert all(v.carried is not None for v in case.visits[:-1])
+    assert not [n for v in case.visits for n in v.notes if "registered" in n]
+
+
 def changed(study: Path, tmp_path: Path, change: object) -> Path:
     told = json.loads((study / "study.json").read_text())
     for visit in told["visits"]:

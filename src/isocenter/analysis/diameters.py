@@ -119,7 +119,7 @@ class _Plane:
         # What a step of a row and of a column is worth in each direction.
         down, along = (np.stack([np.cos(angles), np.sin(angles)], axis=1) @ self.matrix).T
         rows = np.arange(cut.shape[1])[:, None]
-        filled = cut.any(axis=2)
+        filled: NDArray[np.bool_] = np.any(cut, axis=2)
         first, last = cut.argmax(axis=2), cut.shape[2] - 1 - cut[:, :, ::-1].argmax(axis=2)
         most = np.zeros(len(cut))
         for k in np.flatnonzero(filled.any(axis=1)):
