@@ -19,7 +19,7 @@ def test_generated_pages_are_up_to_date(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]]
+    "page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]]
 )
 def test_links_and_variables_exist(page: Path) -> None:
     text = page.read_text()

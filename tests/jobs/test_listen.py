@@ -79,7 +79,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path, dicom_port=0, dicom_settle=1.0, dicom_allowed=("SCANNER",), min_free_bytes=0, decoders=0)
+    return Settings(home=tmp_path, dicom_port=0, dicom_settle=3.0, dicom_allowed=("SCANNER",), min_free_bytes=0, decoders=0)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def settings(tmp_path: Path, keys: Keys) -> Settings:
     return Settings(
         home=tmp_path,
         dicom_port=0,
-        dicom_settle=1.0,
+        dicom_settle=3.0,
         dicom_allowed=("SCANNER",),
         dicom_tls_cert=keys.ours.certificate,
         dicom_tls_key=keys.ours.key,
