@@ -222,7 +222,7 @@ def test_an_idle_server_ends_by_itself(tmp_path: Path) -> None:
     port = free_port()
     environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path)}
     process = subprocess.Popen(
-        [BIN / "isocenter", "serve", "-p", str(port), "--idle-exit", "2s"],
+        [BIN / "isocenter", "serve", "-p", str(port), "--idle-exit", "6s"],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,
