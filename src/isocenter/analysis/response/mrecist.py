@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isocenter.analysis.response.visit import Category, NonTargets, Response, Visit, ordered, percent, sum_of_targets
+from isocenter.analysis.response.visit import Category, NonTargets, Response, Sums, Visit, each_visit, percent
 
 #: Table 2 of 2010: of the sum of viable diameters, against the baseline and against the smallest sum.
 PR_PERCENT, PD_PERCENT = -30.0, 20.0
@@ -37,23 +37,18 @@ class NewNodule:
 
 def respond(baseline: Visit, followups: Sequence[Visit]) -> list[Response]:
     """The response at every visit after the baseline, in order of days (table 3 of 2010)."""
-    visits = ordered(baseline, followups)
-    start = sum_of_targets(baseline, baseline) if baseline.targets else None
-    nadir = start
-    responses = []
-    for visit in visits:
-        total = sum_of_targets(baseline, visit) if start is not None else None
-        targets, reasons = _targets(start, nadir, total, bool(baseline.targets))
-        category = _overall(targets, visit, reasons)
-        responses.append(Response(visit.day, category, targets, total, start, nadir, percent(total, start), percent(total, nadir), tuple(reasons)))
-        if total is not None and nadir is not None:
-            nadir = min(nadir, total)
-    return responses
+
+    def judge(visit: Visit, sums: Sums) -> tuple[Category, Category | None, list[str]]:
+        targets, reasons = _targets(sums, bool(baseline.targets))
+        return _overall(targets, visit, reasons), targets, reasons
+
+    return each_visit(baseline, followups, judge)
 
 
-def _targets(start: float | None, nadir: float | None, total: float | None, any_targets: bool) -> tuple[Category | None, list[str]]:
+def _targets(sums: Sums, any_targets: bool) -> tuple[Category | None, list[str]]:
     if not any_targets:
         return None, []
+    start, nadir, total = sums.start, sums.nadir, sums.total
     if total is None or start is None or nadir is None:
         return Category.NE, ["a target was not evaluated"]
     if total == 0:

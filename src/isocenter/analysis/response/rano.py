@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isocenter.analysis.response.visit import Category, NonTargets, Response, Visit, ordered, percent, sum_of_targets
+from isocenter.analysis.response.visit import Category, NonTargets, Response, Sums, Visit, each_visit, percent
 from isocenter.core.errors import UsageError
 
 MEASURABLE_MM = 10.0
@@ -47,29 +47,25 @@ def respond(baseline: Visit, followups: Sequence[Visit], status: Mapping[float, 
 
     status: by the visits' days. radiotherapy_end: day on which chemoradiotherapy ended.
     """
-    visits = ordered(baseline, followups)
     if baseline.nodes:
         raise UsageError("RANO knows no lymph nodes")
-    start = sum_of_targets(baseline, baseline) if baseline.targets else None
-    nadir = start
-    responses = []
-    for visit in visits:
+
+    def judge(visit: Visit, sums: Sums) -> tuple[Category, Category | None, list[str]]:
         state = status.get(visit.day, Status())
-        total = sum_of_targets(baseline, visit) if start is not None else None
-        category, targets, reasons = _judge(visit, state, start, nadir, total)
+        category, targets, reasons = _judge(visit, state, sums)
         early = radiotherapy_end is not None and 0 <= visit.day - radiotherapy_end <= PSEUDOPROGRESSION_DAYS
         if category is Category.PD and early and not state.outside_field:
             reasons.append("within 12 weeks of chemoradiotherapy and inside its field: not to be told from its effect (page 1966)")
             category = Category.NE
-        responses.append(Response(visit.day, category, targets, total, start, nadir, percent(total, start), percent(total, nadir), tuple(reasons)))
-        if total is not None and nadir is not None:
-            nadir = min(nadir, total)
-    return responses
+        return category, targets, reasons
+
+    return each_visit(baseline, followups, judge)
 
 
-def _judge(visit: Visit, state: Status, start: float | None, nadir: float | None, total: float | None) -> tuple[Category, Category | None, list[str]]:
+def _judge(visit: Visit, state: Status, sums: Sums) -> tuple[Category, Category | None, list[str]]:
     """One visit by table 4: any sign is progression, response needs all of its conditions."""
     reasons: list[str] = []
+    start, nadir, total = sums.start, sums.nadir, sums.total
     rise, fall = percent(total, nadir), percent(total, start)
     grown = total is not None and total > 0 and (rise is None or rise >= PD_PERCENT - _EPSILON)
     # Growth while steroids are being reduced is not progression for certain; table 4 asks for stable or rising doses.

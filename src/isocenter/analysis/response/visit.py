@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -127,3 +127,34 @@ def sum_of_targets(baseline: Visit, visit: Visit) -> float | None:
             return None
         found += target.size or 0.0
     return found
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a visit is judged by: the sums of the targets' sizes at baseline, the smallest before this visit, and now. None where unknown."""
+
+    start: float | None
+    nadir: float | None
+    total: float | None
+
+
+#: A visit and its sums to the category, that of the targets alone, and the rules that led there.
+Judge = Callable[[Visit, Sums], tuple[Category, Category | None, Sequence[str]]]
+
+
+def each_visit(baseline: Visit, followups: Sequence[Visit], judge: Judge) -> list[Response]:
+    """The response at every visit after the baseline, in order of days, by rules that look at the targets' sum, its start and its nadir.
+
+    Raises `UsageError` for visits that do not fit.
+    """
+    visits = ordered(baseline, followups)
+    start = sum_of_targets(baseline, baseline) if baseline.targets else None
+    nadir = start
+    responses = []
+    for visit in visits:
+        total = sum_of_targets(baseline, visit) if start is not None else None
+        category, targets, reasons = judge(visit, Sums(start, nadir, total))
+        responses.append(Response(visit.day, category, targets, total, start, nadir, percent(total, start), percent(total, nadir), tuple(reasons)))
+        if total is not None and nadir is not None:
+            nadir = min(nadir, total)
+    return responses

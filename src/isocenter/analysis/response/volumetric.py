@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isocenter.analysis.response.visit import Category, NonTargets, Response, Visit, ordered, percent, sum_of_targets
+from isocenter.analysis.response.visit import Category, NonTargets, Response, Sums, Visit, each_visit, percent
 
 PR_PERCENT = 100 * (0.7**3 - 1)
 PD_PERCENT = 100 * (1.2**3 - 1)
@@ -19,20 +19,15 @@ _EPSILON = 1e-6
 
 def respond(baseline: Visit, followups: Sequence[Visit]) -> list[Response]:
     """The response at every visit after the baseline, in order of days; sizes of targets are volumes in mm³."""
-    visits = ordered(baseline, followups)
-    start = sum_of_targets(baseline, baseline) if baseline.targets else None
-    nadir = start
-    responses = []
-    for visit in visits:
-        total = sum_of_targets(baseline, visit) if start is not None else None
-        category, reason = _judge(visit, start, nadir, total)
-        responses.append(Response(visit.day, category, category, total, start, nadir, percent(total, start), percent(total, nadir), (reason,)))
-        if total is not None and nadir is not None:
-            nadir = min(nadir, total)
-    return responses
+    return each_visit(baseline, followups, _judge)
 
 
-def _judge(visit: Visit, start: float | None, nadir: float | None, total: float | None) -> tuple[Category, str]:
+def _judge(visit: Visit, sums: Sums) -> tuple[Category, Category, tuple[str]]:
+    category, reason = _by_volume(visit, sums.start, sums.nadir, sums.total)
+    return category, category, (reason,)
+
+
+def _by_volume(visit: Visit, start: float | None, nadir: float | None, total: float | None) -> tuple[Category, str]:
     if visit.new_lesions or visit.non_targets is NonTargets.PD:
         return Category.PD, "new lesions or progression of what is not measured"
     if start is None or nadir is None or total is None:
