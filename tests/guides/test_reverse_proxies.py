@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,16 +205,27 @@ def test_without_its_lines_nginx_would_not_do(server: str, tmp_path: Path) -> No
         folder = tmp_path / str(number)
         folder.mkdir()
         with in_front("nginx", server, folder, without=line) as proxy:
-            status, job = submitted(proxy)
             if line.startswith("client_max_body_size"):
-                assert status == 413
+                assert submitted(proxy)[0] == 413
                 continue
             with contextlib.closing(proxy.connect()) as connection:
-                connection.request("GET", f"/api/v1/jobs/{job['id']}/events", headers={"X-API-Key": KEY})
+                connection.request("GET", f"/api/v1/jobs/{waiting_job(server)}/events", headers={"X-API-Key": KEY})
                 answer = connection.getresponse()
+                if answer.status == 504:
+                    continue  # a machine so slow that not even the first event came in time
                 assert event(answer)[0] == "progress"
                 with contextlib.suppress(http.client.HTTPException, OSError):
                     assert event(answer)[0] == "cut off"
+
+
+def waiting_job(server: str) -> str:
+    """A job, sent past the proxy."""
+    ct = phantom((24, 32, 32)).volume
+    body, kind = form(nifti.write(ct.array, ct.grid, compress=False))
+    request = urllib.request.Request(f"{server}/api/v1/jobs", body, {"Content-Type": kind, "X-API-Key": KEY})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        made: str = json.load(answer)["id"]
+    return made
 
 
 def test_several_servers_behind_nginx(server: str, tmp_path: Path) -> None:
