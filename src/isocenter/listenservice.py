@@ -179,6 +179,11 @@ class Listener:
         if self._thread is not None:
             self._thread.join(30.0)
 
+    @property
+    def busy(self) -> int:
+        """Senders that are connected."""
+        return self._receiver.open
+
     def _run(self) -> None:
         while not self._over.wait(_LOOK):
             try:
@@ -191,7 +196,7 @@ class Listener:
     def look(self) -> None:
         """Queue what is complete and send what is due."""
         # While somebody is connected, more may come after a pause.
-        settle = max(self._settings.dicom_settle, dimse.SILENCE) if self._receiver.open else self._settings.dicom_settle
+        settle = max(self._settings.dicom_settle, dimse.SILENCE) if self.busy else self._settings.dicom_settle
         for series in self._inbox.complete(settle):
             self._queue(series)
         for sending in self._outbox.due():

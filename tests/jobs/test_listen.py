@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from isocenter.cli import app
 from isocenter.core.errors import UsageError
 from isocenter.core.phantom import phantom
 from isocenter.core.settings import Settings
+from isocenter.io import dimse
 from isocenter.jobs import inbox
 from isocenter.jobs.backend import Backend
 from isocenter.listenservice import Listener, Rules
@@ -270,6 +272,22 @@ def test_who_may_call_and_what_may_come(
     full = settings.model_copy(update={"min_free_bytes": 2**60})
     with listening(full, service, backend, found) as here:
         assert call(here, images[:1]) == [0xA700]
+
+
+def test_who_connects_and_leaves_takes_no_place(
+    settings: Settings, service: Service, backend: Backend, images: list[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a balancer's probes do: more of them than there may be associations hold nobody up."""
+    monkeypatch.setattr(dimse, "SILENCE", 600)
+    listener = Listener(settings, service, backend, rules(tmp_path))
+    here = listener.start()
+    try:
+        for _ in range(40):
+            socket.create_connection(("127.0.0.1", here)).close()
+        until(lambda: listener.busy == 0)
+        assert call(here, images[:1]) == [0x0000]
+    finally:
+        listener.stop()
 
 
 def test_what_no_rule_is_for_stays_no_job(settings: Settings, service: Service, backend: Backend, images: list[Dataset], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import socket
 import ssl
@@ -91,6 +92,7 @@ class Receiver:
         from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
         from pynetdicom.sop_class import Verification
 
+        _quiet()
         _config.STORE_RECV_CHUNKED_DATASET = True  # into a file as it comes, not into memory
         ae = AE(ae_title=self._title)
         ae.require_called_aet = True
@@ -158,9 +160,17 @@ class Receiver:
     def _closed(self, event: Any) -> None:
         with self._lock:
             self._came.pop(event.assoc, None)
+        waiting = event.assoc.dul.to_user_queue
+        if event.assoc.requestor.primitive is None and waiting.empty():
+            waiting.put(None)  # who left before asking for an association, such as a balancer's probe, would be waited for
         # An image that broke off in the middle.
         message = getattr(event.assoc.dimse, "message", None)
         _forget(getattr(message, "_data_set_file", None), getattr(message, "_data_set_path", None))
+
+
+def _quiet() -> None:
+    """What goes wrong is said here, in a line; the library would say it too, with tracebacks."""
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 def _forget(file: Any, path: Any) -> None:
@@ -187,6 +197,7 @@ def send(data: bytes, peer: Peer, *, ae_title: str, tls: Tls | None = None) -> N
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import AE
 
+    _quiet()
     secured = ((tls or Tls()).client(), peer.name or peer.host) if peer.tls else None
     _knock(peer, secured)
     dataset = dcmread(io.BytesIO(data))  # ours
