@@ -2,11 +2,13 @@
 
 Wall and processor seconds, medians of turns; memory in processes of its own. Names pick some: `python -m benchmarks.track resample growth`.
 Targets are a fifth of what the reference design allows a scan on a CPU. Says how busy the machine was: under load look at processor seconds.
+`study` runs the whole command on five visits that came as DICOM with masks (some minutes are spent on making them), then once more on the same.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from isocenter.core.volume import Volume
 SHAPE = (300, 512, 512)
 #: seconds a scan
 TARGETS = {"convert": 2.0, "resample": 1.0, "window": 0.4, "measure": 0.2, "growth": 0.4, "update": 0.1, "counterfactual": 0.2}
+#: seconds a scan for all steps together
+WHOLE = 30.0
 
 
 def scan() -> Volume:
@@ -81,6 +85,7 @@ def convert() -> None:
 def _resamplers(volume: Volume) -> dict[str, Callable[[], object]]:
     """To cubes of 1 mm, linear, float32."""
     from isocenter.analysis.preprocess import isotropic, resampled
+    from isocenter.followup.files import save_preprocessed
 
     grid = isotropic(volume.grid, 1.0)
 
@@ -109,7 +114,17 @@ def _resamplers(volume: Volume) -> dict[str, Callable[[], object]]:
         array = torch.from_numpy(np.array(volume.array, dtype=np.float32))[None]
         return Spacing(pixdim=(1.0, 1.0, 1.0), mode="bilinear")(MetaTensor(array, affine=torch.diag(torch.tensor([1.0, 0.75, 0.75, 1.0]))))
 
-    return {"isocenter": lambda: resampled(volume, grid), "SimpleITK, 2 threads": simpleitk, "scipy": scipy, "MONAI Spacing": monai}
+    def to_file() -> None:
+        with tempfile.TemporaryDirectory() as place:
+            save_preprocessed(Path(place) / "x.safetensors", volume, spacing_mm=1.0)
+
+    return {
+        "isocenter": lambda: resampled(volume, grid),
+        "isocenter, windowed and to a file": to_file,
+        "SimpleITK, 2 threads": simpleitk,
+        "scipy": scipy,
+        "MONAI Spacing": monai,
+    }
 
 
 def resample() -> None:
@@ -163,12 +178,13 @@ def window() -> None:
 def measure() -> None:
     """All figures of five lesions, and their vectors of appearance."""
     from isocenter.analysis import appearance
-    from isocenter.analysis.lesions import measure_lesion, split
+    from isocenter.analysis.lesions import measure_lesion
+    from isocenter.analysis.report.scans import each_lesion
 
     volume, mask = scan(), lesions_mask()
 
     def ours() -> None:
-        for box, inside in split(mask):
+        for _, box, inside in each_lesion(mask, volume.grid, 30.0):
             size = measure_lesion(inside, box, volume.grid, volume)
             appearance.vector(inside, box, size, volume)
 
@@ -225,7 +241,34 @@ def growth() -> None:
     show("counterfactual", timed({"isocenter": lambda: simulate(known, "earlier_treatment_2w", ahead)}))
 
 
-STEPS = {work.__name__: work for work in (convert, resample, window, measure, growth)}
+def study() -> None:
+    """`isocenter track` on five DICOM visits of 512 x 512 x 300 with masks of two lesions: first, and again with nothing changed."""
+    from isocenter.demo.patient import DAYS
+    from tests.dicom_study import write_dicom_study
+
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(os.environ.get("ISOCENTER_BENCH_STUDY") or place) / "study"
+        if not source.is_dir():
+            write_dicom_study(source, DAYS, SHAPE)
+        print(f"\n| `isocenter track`, {len(DAYS)} visits | wall s | processor s | a scan, wall s | target s a scan | peak MB | kept |")
+        print("|---|---|---|---|---|---|---|")
+        for name in ("first", "again, nothing changed", "again, `-f all`"):
+            more = ["-f", "all"] if name.endswith("all`") else []
+            command = [sys.executable, "-m", "isocenter", "track", str(source), "-o", str(Path(place) / "out"), *more]
+            began, began_cpu = time.perf_counter(), _children()[0]
+            subprocess.run(command, check=True, capture_output=True)
+            wall, (cpu, peak) = time.perf_counter() - began, _children()
+            kept = "yes" if min(wall, cpu - began_cpu) / len(DAYS) <= WHOLE else "NO"
+            print(f"| {name} | {wall:.1f} | {cpu - began_cpu:.1f} | {wall / len(DAYS):.1f} | {WHOLE:g} | {peak:.0f} | {kept} |", flush=True)
+
+
+def _children() -> tuple[float, float]:
+    """Processor seconds of all ended child processes, and the largest one's peak in MB."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
+
+
+STEPS = {work.__name__: work for work in (convert, resample, window, measure, growth, study)}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,9 @@ def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Pat
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "clicks": [[1]]}]}, "wrong kind", id="clicks of the wrong kind"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[1, 2, 3]]}]}, "wrong kind", id="a box of three"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[5, 5, 5, 4, 9, 9]]}]}, "first and its last", id="a box inside out"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}], "names": [["b", "c", "d"]]}, "not listed", id="a name of no visit"),
+        pytest.param({"patient_id": "x", "visits": [{"id": "b", "day": 0}], "names": [["b", "c", " "]]}, "printable", id="an empty name"),
+        pytest.param({"patient_id": "x", "visits": [{"id": "b", "day": 0}], "names": [["b"]]}, "wrong kind", id="a name of nothing"),
     ],
 )
 def test_a_study_file_that_is_wrong_is_refused_in_words(told: object, words: str, tmp_path: Path) -> None:
@@ -288,6 +292,23 @@ def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: 
         track(service, changed(study[0], tmp_path, bare), tmp_path / "out")
     with pytest.raises(InputError):
         visits.read(tmp_path / "nowhere", Limits())
+
+
+def test_names_that_a_reader_gave(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:
+    """One lesion is named at one visit: its track is called so wherever it is told."""
+
+    def change(told: dict[str, Any]) -> None:
+        told["visits"] = told["visits"][:2]
+        told["names"] = [["visit-2", "lesion-1", "dome of the  liver"]]
+
+    named = changed(study[0], tmp_path, change)
+    done = CliRunner().invoke(app, ["track", str(named), "-o", str(tmp_path / "out"), "--registration", "none"])
+    assert done.exit_code == 0, done.output
+    assert "L1 (dome of the liver)" in done.stdout
+    assert json.loads((tmp_path / "out" / "case.json").read_text())["names"] == {"L1": "dome of the liver"}
+    with (tmp_path / "out" / "measurements.csv").open() as lines:
+        assert {(row["track"], row["name"]) for row in csv.DictReader(lines)} == {("L1", "dome of the liver"), ("L2", "")}
+    assert "L1 (dome of the liver)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_command(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,17 @@ def test_a_lesion_is_one_over_all_visits(done: tuple[Path, Case]) -> None:
     assert len(set(uids[0].values())) == 2
 
 
+def test_a_name_that_a_reader_gave_is_in_every_object(done: tuple[Path, Case], service: Service, study: Path) -> None:
+    named = replace(ready(service, study, done), case=replace(done[1], names={"L1": "dome of the liver"}))
+    files = dict(formats.FORMATS["sr"].write(named))
+    for name in VISITS:
+        segmentation = pydicom.dcmread(io.BytesIO(files[f"dicom/{name}_seg.dcm"]))
+        assert [s.TrackingID for s in segmentation.SegmentSequence] == ["L1 (dome of the liver)", "L2"]
+        assert segmentation.SegmentSequence[0].SegmentLabel.startswith("L1 (dome of the liver)")
+        assert b"L1 (dome of the liver)" in files[f"dicom/{name}_sr.dcm"]
+    assert "L1 (dome of the liver)" in json.dumps(fhir.bundle(named))
+
+
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="needs dsrdump (dcmtk)")
 def test_dcmtk_reads_the_reports(done: tuple[Path, Case]) -> None:
     for name in VISITS:
@@ -343,6 +355,32 @@ def test_a_scan_that_is_no_dicom_has_no_dicom_objects(service: Service, tmp_path
         track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(registration=None, formats=("sr",)))
     with pytest.raises(UsageError, match="no scan says who the patient is"):
         track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(registration=None, identity=True))
+
+
+def test_visits_without_a_lesion_are_told_in_every_format(service: Service, tmp_path: Path) -> None:
+    """An empty mask is an answer: nothing is there. It is no missing scan, and no error."""
+    import nibabel as nib
+
+    from isocenter.demo.patient import write_study
+
+    write_study(tmp_path / "study", shape=(32, 48, 48), masks=True)
+    facts = json.loads((tmp_path / "study" / "study.json").read_text())
+    del facts["visits"][3:]
+    for visit in facts["visits"][1:]:
+        file = tmp_path / "study" / visit["mask"]
+        mask = nib.load(file)
+        nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), file)
+    (tmp_path / "study" / "study.json").write_text(json.dumps(facts))
+    names = ("json", "csv", "html", "pdf", "fhir")
+    case = track(service, tmp_path / "study", tmp_path / "out", options=TrackOptions(registration=None, formats=names))
+    assert [len(v.found or ()) for v in case.visits] == [2, 0, 0]
+    assert [str(r.category) for r in case.responses["recist_1.1"]] == ["CR", "CR"]
+    assert (tmp_path / "out" / "report.pdf").is_file()
+    for visit in facts["visits"][:1]:
+        (tmp_path / "study" / visit["mask"]).write_bytes((tmp_path / "study" / facts["visits"][1]["mask"]).read_bytes())
+    none = track(service, tmp_path / "study", tmp_path / "none", options=TrackOptions(registration=None, formats=names))
+    assert not none.lesions
+    assert "no lesion" in (tmp_path / "none" / "report.html").read_text().lower()
 
 
 def test_an_unknown_format_stops_before_any_work(study: Path, tmp_path: Path) -> None:

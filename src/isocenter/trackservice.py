@@ -18,6 +18,7 @@ from blake3 import blake3
 from isocenter import narrateservice
 from isocenter.analysis import appearance
 from isocenter.analysis.case import Case, MeasuredVisit, assemble
+from isocenter.analysis.case_edits import Edits, track_names
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.growth.forecast import BROAD, Population
 from isocenter.analysis.narrative import prompt as prompts
@@ -89,7 +90,7 @@ def track(
     run.check((steps - 1) / steps, "following lesions")
     compiling.join()
     case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
-    case = replace(case, notes=(*study.notes, *case.notes))
+    case = replace(case, notes=(*study.notes, *case.notes), names=track_names(Edits(names=study.names), case.graph))
     run.check((steps - 0.7) / steps, "telling the case")
     story = _story(service, case, measured_visits, home, options, run)
     _report(service, case, study, home, out, options, story, run, (steps - 0.5) / steps)

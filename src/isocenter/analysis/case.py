@@ -58,6 +58,7 @@ class Case:
     """Everything that is known of a patient. responses: by criterion, one a visit after the baseline.
 
     chances: by visit after the baseline, the probability of each RECIST category. notes: what its reader should know.
+    names: what readers call a track.
     """
 
     patient: Patient
@@ -71,6 +72,12 @@ class Case:
     chances: tuple[Mapping[Category, float], ...]
     growth: tuple[TrackGrowth, ...]
     notes: tuple[str, ...] = field(default=())
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, track: str) -> str:
+        """A track with the name that readers gave it: "L1", or "L1 (the left one)"."""
+        name = self.names.get(track)
+        return f"{track} ({name})" if name else track
 
     def at(self, timepoint_id: str) -> list[Lesion]:
         """The lesions of one visit."""

@@ -31,6 +31,7 @@ def as_dict(case: Case) -> dict[str, Any]:
         "targets": list(case.targets),
         "non_targets": list(case.non_targets),
         "graph": case.graph.as_dict(),
+        "names": dict(case.names),
         "response": {
             criterion: [
                 {

@@ -56,7 +56,7 @@ def track(
     What was computed before from the same files is not computed again. Writes case.json, measurements.csv and report.html
     (or what --format names) and, for every visit, scan, mask, measurements and what networks need, under OUTPUT/processed.
     """
-    from isocenter.analysis.report import formats
+    from isocenter.analysis.report import content, formats
     from isocenter.analysis.tracking.register import Freedom
     from isocenter.cli.chosen import settings
     from isocenter.service import Service
@@ -108,6 +108,14 @@ def track(
             )
         )
     table(("Visit", "Day", "Lesions", "Volume (ml)", "Sum (mm)", "Change (%)", "RECIST 1.1"), rows, numbers=(1, 2, 3, 4, 5))
+    tracks = []
+    for track, seen in case.graph.tracks.items():
+        lesions = [lesion for lesion in case.lesions if lesion.track == track]
+        sizes = [(k.short_axis_mm if k.is_node else k.longest_mm) or 0.0 for k in lesions]
+        where = f"{next(iter(seen))} to {list(seen)[-1]}" if len(seen) > 1 else next(iter(seen))
+        tracks.append((case.called(track), lesions[0].organ or "", content.role(lesions[0]), where, f"{sizes[0]:.1f}", f"{sizes[-1]:.1f}"))
+    if tracks:
+        table(("Lesion", "Organ", "Role", "Seen at", "First (mm)", "Last (mm)"), tracks, numbers=(4, 5))
     if case.best_overall:
         typer.echo(f"Best overall response, confirmed: {case.best_overall}")
     for kind in kinds:

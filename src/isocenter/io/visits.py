@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from isocenter.io.archive import Part, Spool
 _MOST_VISITS = 500
 _MOST_JSON = 4 * 1024 * 1024
 _HEAD = 4096
+_MOST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class VisitFiles:
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """A patient's visits by day, and what a `study.json` says beside them. organs, nodes: by label value of the masks."""
+    """A patient's visits by day, and what a `study.json` says beside them. organs, nodes: by label value of the masks.
+
+    names: what readers call lesions, by visit and lesion; the whole track is called so.
+    """
 
     patient_id: str
     visits: tuple[VisitFiles, ...]
@@ -57,6 +61,7 @@ class StudyFiles:
     organs: dict[int, str] = field(default_factory=dict)
     nodes: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def read(folder: Path, limits: Limits) -> StudyFiles:
@@ -131,7 +136,21 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
     labels = told.get("labels", {})
     organs = {int(value): str(facts.get("organ", "")) for value, facts in labels.items()}
     nodes = frozenset(int(value) for value, facts in labels.items() if facts.get("node"))
-    return _study(check_id(str(told["patient_id"]), "a patient's id"), visits, tuple(therapies), organs, nodes)
+    study = _study(check_id(str(told["patient_id"]), "a patient's id"), visits, tuple(therapies), organs, nodes)
+    return replace(study, names=_names(told.get("names", []), {v.id for v in visits}))
+
+
+def _names(rows: list[list[str]], known: set[str]) -> dict[tuple[str, str], str]:
+    """Names of lesions, as `[visit, lesion, name]`."""
+    names = {}
+    for visit, lesion, name in rows:
+        text = " ".join(str(name).split())
+        if str(visit) not in known:
+            raise InputError("a name in study.json is of a visit that is not listed")
+        if not 0 < len(text) <= _MOST_NAME or not text.isprintable():
+            raise InputError(f"a lesion's name has 1 to {_MOST_NAME} printable characters")
+        names[str(visit), check_id(str(lesion), "a lesion's id")] = text
+    return names
 
 
 def _study(

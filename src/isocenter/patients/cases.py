@@ -89,8 +89,9 @@ class Cases:
         if not any(v.found is not None for v in measured):
             raise ConflictError("no visit of this patient has been measured yet: send a scan, or wait for its job to end")
         case = self._core(patient, rows, measured, edits)
-        case = replace(case, patient=Patient(patient_id, tuple(v.timepoint for v in measured), edits.therapies))
-        return Known(patient, case, edits, track_names(edits, case.graph), rows, measured)
+        names = track_names(edits, case.graph)
+        case = replace(case, patient=Patient(patient_id, tuple(v.timepoint for v in measured), edits.therapies), names=names)
+        return Known(patient, case, edits, names, rows, measured)
 
     def _core(self, patient: PatientRow, rows: Sequence[VisitRow], measured: Sequence[MeasuredVisit], edits: Edits) -> Case:
         """Lesions, tracks and response, which no treatment changes."""

@@ -275,9 +275,16 @@ class _Work:
             self._records.set_embedding(self._patient.id, row.timepoint_id, name, vectors, job=self._given.job)
 
     def _therapies(self, study: StudyFiles) -> None:
-        """Courses that the study lists, where the patient has none yet."""
+        """Courses and names of lesions that the study lists, where the patient has none yet."""
         patient = self._records.get(self._patient.id)
         edits = edits_of(self._records, patient)
+        names = {} if edits.names else study.names
+        if names:
+            for node, name in names.items():
+                edits = edits.named(node, name)
+            told = {"names": [[*node, name] for node, name in sorted(names.items())]}
+            self._records.correct(patient.id, edits.as_dict(), self._who, base=patient.version, action="import_names", detail=told)
+            patient = self._records.get(patient.id)
         if not study.therapies or edits.therapies:
             return
         for therapy in study.therapies:

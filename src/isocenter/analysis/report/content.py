@@ -110,7 +110,7 @@ def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Trac
             shots.append(Shot(lesion.timepoint_id, size, thumbnail(lesion)))
         first = lesions[0]
         what = ", ".join(w for w in (role(first), first.organ or "", "lymph node" if first.is_node else "") if w)
-        made.append(Track(name, what, tuple(shots)))
+        made.append(Track(case.called(name), what, tuple(shots)))
     return made
 
 

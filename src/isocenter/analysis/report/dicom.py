@@ -53,7 +53,7 @@ def _tracked(told: Told) -> dict[str, seg.Tracked]:
     """By track: its name, a UID that is the same in every object of this patient, and its organ's code."""
     case = told.case
     organs = {lesion.track: lesion.organ for lesion in reversed(case.lesions)}
-    return {t: seg.Tracked(t, told.tracking_uid(t), terminology.site(organs.get(t))) for t in case.graph.tracks}
+    return {t: seg.Tracked(case.called(t)[:64], told.tracking_uid(t), terminology.site(organs.get(t))) for t in case.graph.tracks}
 
 
 def _numbered(scan: VisitScan, lesions: Sequence[Lesion]) -> NDArray[np.uint16] | None:
@@ -85,7 +85,7 @@ def _visit(
     made_of = "\0".join((volume.key, state.hexdigest(), pseudonym or "named", told.version, visit.timepoint.timepoint_id))
     segmentation = None
     if lesions:
-        labels = tuple(_label(number, lesion) for number, lesion in enumerate(lesions, start=1))
+        labels = tuple(_label(number, lesion, told.case.called(lesion.track)) for number, lesion in enumerate(lesions, start=1))
         by = sorted({lesion.method for lesion in lesions})
         provenance = Provenance(f"isocenter track ({', '.join(by)})", told.version, volume.key, notes=visit.notes)
         result = Segmentation(mask, volume.grid, labels, provenance)
@@ -111,9 +111,9 @@ def _visit(
     return segmentation, sr.write(report, volume, segmentation, pseudonym=pseudonym)
 
 
-def _label(number: int, lesion: Lesion) -> Label:
+def _label(number: int, lesion: Lesion, called: str) -> Label:
     base = terminology.label("lesion", number)
     colour = COLOURS[(number - 1) % len(COLOURS)].lstrip("#")
     red, green, blue = (int(colour[k : k + 2], 16) for k in (0, 2, 4))
-    what = " ".join(word for word in (lesion.track, lesion.organ or "", "lymph node" if lesion.is_node else "lesion") if word)
-    return Label(number, what, base.category, base.type, (red, green, blue))
+    what = " ".join(word for word in (called, lesion.organ or "", "lymph node" if lesion.is_node else "lesion") if word)
+    return Label(number, what[:64], base.category, base.type, (red, green, blue))

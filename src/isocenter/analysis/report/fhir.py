@@ -148,7 +148,9 @@ class _Writer:
             made["bodySite"] = _concept(site, lesion.organ)
         made["component"] = list(_components(lesion))
         role = "target" if lesion.is_target else "new" if lesion.is_new else "non-target"
-        made["note"].append({"text": f"{role}{' lymph node' if lesion.is_node else ''} lesion {lesion.track}, found by: {lesion.method}"})
+        made["note"].append(
+            {"text": f"{role}{' lymph node' if lesion.is_node else ''} lesion {self._told.case.called(lesion.track)}, found by: {lesion.method}"}
+        )
         if lesion.sd_mm is not None and lesion.longest_mm is not None:
             made["note"].append({"text": f"95 % limits of the longest diameter: +-{_LIMITS_SD * lesion.sd_mm:.1f} mm"})
         if lesion.touches_border:

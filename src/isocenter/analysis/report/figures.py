@@ -83,7 +83,7 @@ def spider(case: Case) -> Plot:
         if begin is not None:
             first = float(points[begin][1] or 1.0)
             known = [(day, 100 * (size / first - 1)) for day, size in points[begin:] if size is not None]
-            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=track, lw=1.5, ms=4)
+            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=case.called(track), lw=1.5, ms=4)
     responses = case.responses.get("recist_1.1", ())
     total = [(r.day, r.percent_baseline) for r in responses if r.percent_baseline is not None]
     if total:
@@ -109,7 +109,7 @@ def waterfall(case: Case) -> Plot:
         seen = {lesion.timepoint_id for lesion in case.lesions if lesion.track == track}
         gone = any(v.found is not None and v.timepoint.timepoint_id not in seen for v in case.visits)
         if known:
-            bars.append((track, -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))
+            bars.append((case.called(track), -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))
     bars.sort(key=lambda bar: -bar[1])
     axes, plot = _axes(3.6, 3.0)
     colours = ["#D55E00" if v >= 20 else "#56B4E9" if v <= -30 else "#999999" for _, v in bars]
@@ -126,7 +126,7 @@ def title(case: Case, track: str) -> str:
     if track == "total":
         return "All lesions together"
     organ = next((k.organ for k in case.lesions if k.track == track and k.organ), None)
-    return f"{track}, {organ}" if organ else track
+    return f"{case.called(track)}, {organ}" if organ else case.called(track)
 
 
 def growth(case: Case, track: TrackGrowth) -> Plot:

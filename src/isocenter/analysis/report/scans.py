@@ -30,6 +30,8 @@ def each_lesion(mask: NDArray[np.generic], grid: Grid, least_mm3: float) -> Iter
     least = max(1, math.ceil(least_mm3 / grid.voxel_mm3))
     # Most rows of a scan hold no lesion: they are left out before boxes are looked for.
     used = np.asarray(mask.any(axis=2))
+    if not used.any():
+        return
     rows = mask[used]
     z_of, y_of = np.nonzero(used)
     for label, found in enumerate(find_objects(rows if rows.dtype.kind in "iu" else rows.astype(np.uint8)), start=1):

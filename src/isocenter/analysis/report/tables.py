@@ -8,7 +8,7 @@ import io
 from isocenter.analysis.report.told import Told
 
 _COLUMNS = (
-    "timepoint_id", "day", "track", "lesion_id", "organ", "is_node", "is_target", "is_new", "method", "longest_mm", "short_axis_mm",
+    "timepoint_id", "day", "track", "name", "lesion_id", "organ", "is_node", "is_target", "is_new", "method", "longest_mm", "short_axis_mm",
     "who_product_mm2", "max_3d_diameter_mm", "volume_mm3", "surface_mm2", "mean", "std", "unit", "sd_mm", "reliability", "touches_border",
     "confidence", "tracking_uid",
 )  # fmt: skip
@@ -23,7 +23,14 @@ def measurements(told: Told) -> str:
     writer.writeheader()
     for lesion in case.lesions:
         row = {name: _plain(value) for name, value in lesion.as_dict().items()}
-        writer.writerow({**row, "day": f"{days[lesion.timepoint_id]:g}", "tracking_uid": told.tracking_uid(lesion.track)})
+        writer.writerow(
+            {
+                **row,
+                "name": _plain(case.names.get(lesion.track, "")),
+                "day": f"{days[lesion.timepoint_id]:g}",
+                "tracking_uid": told.tracking_uid(lesion.track),
+            }
+        )
     return out.getvalue()
 
 
