@@ -1,7 +1,8 @@
 """Train a tiny SAM on phantoms, for the tests: `python -m benchmarks._train_phantom_sam tests/data/sam_phantom`.
 
-Arguments: the folder, how many steps, and which round this is; from round 1 on it goes on from the folder's network, with other
-phantoms. The network in the tests had rounds 0 to 4 of 2400, 1200, 1600, 900 and 4000 steps.
+Arguments: the folder, how many steps, which round this is, and the side of the network's pictures; from round 1 on it goes on from
+the folder's network, with other phantoms. The network in the tests had rounds 0 to 4 of 2400, 1200, 1600, 900 and 4000 steps with
+pictures of 96 pixels, whose masks of 48 were too coarse for organs of 30 voxels, and round 5 of 4000 steps with 128.
 
 A network with random weights cannot show that a prompt, a picture or a mask lies in the wrong frame; this one can: it
 knows the phantom's anatomy in all three planes, mirrored and turned, from points, boxes and what the next slice held. It
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.phantom import LESIONS, phantom
 
-SIDE, PATCH = 96, 8
+PATCH = 8
 STRUCTURES = ("liver", "lung_left", "lung_right", "heart", "spleen")
 #: Pictures a step, and structures asked for on each.
 PICTURES, ASKED = 4, 4
@@ -102,15 +103,16 @@ def asked(codes: NDArray[np.uint8], beside: NDArray[np.uint8], rng: np.random.Ge
     return chosen
 
 
-def batch(pool: list[Scan], rng: np.random.Generator, mode: str) -> dict[str, Any]:
-    """One step's tensors."""
+def batch(pool: list[Scan], rng: np.random.Generator, mode: str, side: int) -> dict[str, Any]:
+    """One step's tensors, for pictures of side x side."""
     import torch
 
     from isocenter.models._sam.frame import Recipe
-    from isocenter.models._sam.slices import centre, grown
+    from isocenter.models._sam.slices import centre
+    from isocenter.models._sam.slices import grown as margin
     from isocenter.models._sam.windows import for_value, to_grey
 
-    recipe = Recipe(size=SIDE)
+    recipe = Recipe(size=side)
     pictures: list[Any] = []
     targets: list[Any] = []
     points, labels, boxes = [], [], []
@@ -142,11 +144,11 @@ def batch(pool: list[Scan], rng: np.random.Generator, mode: str) -> dict[str, An
                 jitter = np.maximum(1, 0.08 * (hi - lo))
                 lo, hi = lo + rng.uniform(-jitter, jitter * 0.5), hi + rng.uniform(-jitter * 0.5, jitter)
             else:
-                lo, hi = grown(lo, hi, source.shape)
+                lo, hi = margin(lo, hi, source.shape)
             picture_points.append(clicks)
             picture_labels.append(signs)
             picture_boxes.append(frame.box(lo, hi))
-            whole = torch.zeros(SIDE, SIDE)
+            whole = torch.zeros(side, side)
             resized = torch.nn.functional.interpolate(
                 torch.from_numpy(ask.truth.astype(np.float32))[None, None], size=frame.inner, mode="bilinear", antialias=True
             )
@@ -155,7 +157,7 @@ def batch(pool: list[Scan], rng: np.random.Generator, mode: str) -> dict[str, An
         points.append(picture_points)
         labels.append(picture_labels)
         boxes.append(picture_boxes)
-    tensors: dict[str, Any] = {"pixel_values": torch.stack(pictures), "targets": torch.stack(targets).view(PICTURES, ASKED, SIDE // 2, SIDE // 2)}
+    tensors: dict[str, Any] = {"pixel_values": torch.stack(pictures), "targets": torch.stack(targets).view(PICTURES, ASKED, side // 2, side // 2)}
     if mode != "box":
         tensors |= {"input_points": torch.tensor(points), "input_labels": torch.tensor(labels)}
     if mode != "point":
@@ -171,19 +173,36 @@ def _near(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return near
 
 
-def network() -> Any:
-    """The tiny SAM, with random weights."""
+def network(side: int) -> Any:
+    """The tiny SAM for pictures of side x side, with random weights."""
     import torch
     from transformers import SamConfig, SamModel
 
     vision: dict[str, Any] = {"hidden_size": 64, "output_channels": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    vision |= {"image_size": SIDE, "patch_size": PATCH, "window_size": 6, "global_attn_indexes": [1, 3], "num_pos_feats": 32}
+    vision |= {"image_size": side, "patch_size": PATCH, "window_size": side // 16, "global_attn_indexes": [1, 3], "num_pos_feats": 32}
     vision |= {"mlp_ratio": 3.0, "mlp_dim": 192, "initializer_range": 0.02}
-    prompt = {"hidden_size": 64, "image_size": SIDE, "patch_size": PATCH, "mask_input_channels": 8}
+    prompt = {"hidden_size": 64, "image_size": side, "patch_size": PATCH, "mask_input_channels": 8}
     decoder = {"hidden_size": 64, "mlp_dim": 128, "num_attention_heads": 4, "iou_head_hidden_dim": 64}
     made = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
     # The library draws frequencies that are too high to learn places from; SAM's own were drawn with a deviation of one.
     torch.nn.init.normal_(made.shared_image_embedding.positional_embedding)
+    return made
+
+
+def grown(folder: Path, side: int) -> Any:
+    """The folder's network for pictures of side x side: what it learned of places is interpolated where they were smaller."""
+    import torch
+    from transformers import SamModel
+
+    old = SamModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+    made = network(side)
+    for name, tensor in made.state_dict().items():
+        was = old[name]
+        if was.shape != tensor.shape and was.ndim == 4:  # positions (1, rows, columns, channels)
+            was = torch.nn.functional.interpolate(was.permute(0, 3, 1, 2), size=tensor.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+        elif was.shape != tensor.shape:  # relative positions (distances, channels)
+            was = torch.nn.functional.interpolate(was.T[None], size=tensor.shape[0], mode="linear")[0].T
+        tensor.copy_(was)
     return made
 
 
@@ -213,7 +232,7 @@ def train(model: Any, steps: int, pool: list[Scan], rng: np.random.Generator) ->
     started, shown = time.perf_counter(), []
     for step in range(steps):
         mode = ("point", "box", "both")[step % 3]
-        tensors = batch(pool, rng, mode)
+        tensors = batch(pool, rng, mode, model.config.vision_config.image_size)
         targets = tensors.pop("targets")
         ambiguous = mode == "point" and tensors["input_points"].shape[2] == 1
         out = model(**tensors, multimask_output=ambiguous)
@@ -239,22 +258,23 @@ def save(model: Any, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
-    picture = {"image_processor_type": "SamImageProcessor", "size": {"longest_edge": SIDE}, "pad_size": {"height": SIDE, "width": SIDE}}
+    side = model.config.vision_config.image_size
+    picture = {"image_processor_type": "SamImageProcessor", "size": {"longest_edge": side}, "pad_size": {"height": side, "width": side}}
     (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")
 
 
 def main() -> None:
     """Train and write the folder named on the command line."""
     import torch
-    from transformers import SamModel
 
     folder, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3000
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    side = int(sys.argv[4]) if len(sys.argv) > 4 else 128
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     pool = scans(rng, 40, first=1000 * seed + 100)
     print(f"{len(pool)} phantoms", flush=True)
-    start = SamModel.from_pretrained(folder, dtype=torch.float32) if seed else network()
+    start = grown(folder, side) if seed else network(side)
     save(train(start, steps, pool, rng), folder)
 
 

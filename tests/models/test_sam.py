@@ -275,6 +275,33 @@ def test_what_is_found_in_slices_becomes_one_body() -> None:
     assert body[5].sum() > holed.sum(), "a hole in one slice is closed by its neighbours"
 
 
+def test_specks_and_spurs_do_not_widen_the_next_slices_box() -> None:
+    from isocenter.models._sam.slices import bulk, from_prior
+
+    disc = np.hypot(*np.mgrid[-20:20, -20:20]) < 9
+    spoilt = disc.copy()
+    spoilt[2, 3] = spoilt[35:37, 35:37] = True  # specks
+    spoilt[20, 28:37] = True  # a spur, a pixel wide
+    box, meant = (np.array(from_prior(m, boxes_only=True).box) for m in (bulk(spoilt), disc))
+    assert np.abs(box - meant).max() <= 1, "where the spur begins, a pixel stays"
+    for thin in (np.eye(40, dtype=bool), np.pad(np.ones((30, 1), bool), ((5, 5), (20, 19))), np.zeros((40, 40), bool)):
+        assert (bulk(thin) == thin).all(), "a vessel is no spur"
+    two = disc | np.roll(disc, 18, axis=1)
+    assert from_prior(bulk(two), boxes_only=True).box == from_prior(two, boxes_only=True).box, "parts stay"
+
+
+def test_smoothing_goes_across_slices_alone() -> None:
+    from isocenter.models._sam.slices import consistent
+
+    square = np.zeros((30, 30), bool)
+    square[5:20, 6:25] = True
+    spoilt = square.copy()
+    spoilt[4, 10] = True
+    spoilt[12, 12] = False
+    body = consistent({3: square, 4: square, 5: spoilt, 6: square}, {3})
+    assert all((body[z] == square).all() for z in (3, 4, 5, 6)), "corners stay, and what one slice alone says goes"
+
+
 _POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 

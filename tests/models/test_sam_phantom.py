@@ -31,8 +31,8 @@ from isocenter.service import Service
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 FOLDER = Path(__file__).parent.parent / "data" / "sam_phantom"
-#: The least Dice of a click in 3-D: 0.9, and where it is just met (liver 0.901 to 0.937) as much less as another processor may round.
-LEAST = {"lung_left": 0.93, "lung_right": 0.93, "liver": 0.895, "heart": 0.9}
+#: The least Dice of a click in 3-D; found are 0.95 to 0.98 of the lungs and 0.93 to 0.95 of liver and heart.
+LEAST = {"lung_left": 0.93, "lung_right": 0.93, "liver": 0.9, "heart": 0.9}
 
 
 @pytest.fixture(scope="module")
