@@ -139,3 +139,11 @@ def test_lesions_and_visits_that_are_there(visits: list[MeasuredVisit]) -> None:
 def test_absurd_treatment_is_refused(therapy: TherapyEvent) -> None:
     with pytest.raises(UsageError):
         Edits().with_therapy(therapy)
+
+
+def test_scans_of_different_kinds_are_named(visits: list[MeasuredVisit]) -> None:
+    kinds = ("CT", "MR", None)
+    mixed = [replace(v, timepoint=replace(v.timepoint, modality=kind)) for v, kind in zip(visits, kinds, strict=True)]
+    for given, words in ((visits, []), (mixed, ["scans of different kinds (CT: a; MR: b)"])):
+        made = assemble(Patient("P", tuple(v.timepoint for v in given)), given, growing=False)
+        assert [note[: note.index("):") + 1] for note in made.notes if "kinds" in note] == words

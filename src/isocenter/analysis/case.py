@@ -108,7 +108,7 @@ def assemble(
     graph = _graph(seen, corrections)
     targets, non_targets = _choose(seen[0], graph, roles or {})
     lesions = _lesions(visits, graph, targets)
-    notes = [f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason]
+    notes = [*(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason), *_kinds(seen)]
     responses, best, chances, more = _respond(visits, seen[0], graph, lesions, targets, non_targets, immunotherapy)
     growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios) if growing else ()
     return Case(patient, tuple(visits), lesions, graph, targets, non_targets, responses, best, chances, growth, (*notes, *more))
@@ -117,6 +117,18 @@ def assemble(
 def followed(visits: Sequence[MeasuredVisit], lesions: Sequence[Lesion]) -> list[tuple[float, list[Lesion]]]:
     """Day and lesions of every visit with a scan, as `grow` takes them."""
     return [(v.timepoint.day, [k for k in lesions if k.timepoint_id == v.timepoint.timepoint_id]) for v in visits if v.found is not None]
+
+
+def _kinds(seen: Sequence[MeasuredVisit]) -> list[str]:
+    """A word of warning where scans are of different kinds, whose sizes and intensities do not compare (RECIST 1.1, section 3.2.2)."""
+    by_kind: dict[str, list[str]] = {}
+    for visit in seen:
+        if visit.timepoint.modality:
+            by_kind.setdefault(visit.timepoint.modality, []).append(visit.timepoint.timepoint_id)
+    if len(by_kind) < 2:
+        return []
+    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())
+    return [f"scans of different kinds ({told}): RECIST 1.1 (section 3.2.2) wants one technique throughout, so read sizes and response with care"]
 
 
 def _graph(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> LesionGraph:
