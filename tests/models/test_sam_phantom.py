@@ -154,3 +154,19 @@ def test_a_click_over_monai_label_finds_it(client: TestClient, copy: str) -> Non
     image = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
     assert np.allclose(image.affine, found.volume.grid.affine_ras, atol=1e-3)
     assert dice(np.asarray(image.dataobj).T, truth) >= 0.9
+
+
+@pytest.mark.parametrize(("copy", "name"), [("coronal slices", "heart"), ("flat voxels", "liver")])
+def test_a_click_over_the_native_api_finds_it(client: TestClient, copy: str, name: str) -> None:
+    found = COPIES[copy]()
+    truth = found.masks[name]
+    z, y, x = click(truth).zyx
+    answer = client.post(
+        "/api/v1/segment",
+        data={"prompts": json.dumps([{"type": "point", "xyz": [x, y, z]}]), "model": "sam-phantom", "modality": "CT"},
+        files={"file": ("scan.nii.gz", nifti.write(found.volume.array, found.volume.grid))},
+    )
+    assert answer.status_code == 200, answer.text[:300]
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert np.allclose(image.affine, found.volume.grid.affine_ras, atol=1e-3)
+    assert dice(np.asarray(image.dataobj).T, truth) >= 0.9

@@ -10,6 +10,10 @@ and brought to 512; prompts joined by the separator that is removed from each of
 itself, the probability where the slice's existence exceeds 0.5, else 0; presence is the surest slice's existence. Slices
 overlapping between prompts are kept: the non-maximum suppression of BiomedParse's script, which serves one label map, is left out.
 
+A network's colours are a slice and its two neighbours. Pictures of several clients, asked for the same words, go in as the slices of
+one volume, and before the backbone sees them each gets its own grey in all three colours, as a volume of one slice has; colours
+that are not made as the published code makes them are refused.
+
 Of the real one nothing was run: neither its weights nor its code were at hand. The interface that is used (Hydra's
 configuration `configs/model/biomedparse_3D`, `load_pretrained`, the call with image, text, mode and slice_batch_size,
 `pred_gmasks` and `object_existence`, `backbone`) was read in the published source and is proven with a stand-in repository that has it.
