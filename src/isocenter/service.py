@@ -299,7 +299,7 @@ class Service:
         if not prompts:
             raise PromptError("nothing was asked for: give a text, a point, a box, a scribble, a lasso or a mask")
         if words:
-            return _label_map(volume, self.find(volume, words, threshold=threshold, model=model, run=run))
+            return label_map(volume, self.find(volume, words, threshold=threshold, model=model, run=run))
         # Nobody comes back to this session, so it has an owner that nobody else can be.
         owner = object()
         try:
@@ -442,7 +442,8 @@ def _provenance(
     )
 
 
-def _label_map(volume: Volume, found: Found) -> Segmentation:
+def label_map(volume: Volume, found: Found) -> Segmentation:
+    """One label map from findings, a label each; earlier ones win where they overlap."""
     mask = np.zeros(volume.shape, dtype=np.uint8 if len(found.findings) < 256 else np.uint16)
     labels, scores = [], {}
     for value, finding in enumerate(found.findings, start=1):
