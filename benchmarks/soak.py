@@ -71,27 +71,37 @@ class Sample:
 
 
 class Clients:
-    """The four kinds of client, a thread each, until `stop`. counts: answers by kind and status; faults: what must never be."""
+    """The four kinds of client, a thread each, until `stop` or for so many `rounds` each.
 
-    def __init__(self, address: str, seed: int) -> None:
+    counts: answers by kind and status; faults: what must never be.
+    """
+
+    def __init__(self, address: str, seed: int, *, rounds: int | None = None) -> None:
         self.address = address
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._random = random.Random(seed)
         self._stop = threading.Event()
         self._scans = itertools.count(seed)
+        self._rounds = rounds
         self._threads = [threading.Thread(target=self._loop, args=(work,)) for work in (self.clicks, self.words, self.jobs, self.mischief)]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         self._stop.set()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for those with a number of rounds."""
         for thread in self._threads:
             thread.join()
 
     def _loop(self, work: Callable[[httpx.Client], None]) -> None:
         with httpx.Client(base_url=self.address, timeout=120) as client:
-            while not self._stop.is_set():
+            for _ in itertools.count() if self._rounds is None else range(self._rounds):
+                if self._stop.is_set():
+                    return
                 try:
                     work(client)
                 except httpx.TransportError as error:
