@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -15,8 +16,8 @@ from fastapi.responses import JSONResponse, Response
 
 from isocenter.analysis.measurements import describe_image, measure
 from isocenter.core.errors import UsageError
-from isocenter.core.model import ModelSpec, Task
-from isocenter.core.prompts import Box
+from isocenter.core.model import ModelSpec, Question, Task
+from isocenter.core.prompts import Box, Text
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
 from isocenter.http import native_prompts
@@ -24,6 +25,7 @@ from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
 from isocenter.io import write
+from isocenter.service import label_map
 
 router = APIRouter(prefix="/api/v1", tags=["Isocenter"])
 
@@ -119,7 +121,7 @@ async def segment(request: Request, here: Here) -> Response:
     async with read_form(request, here.service.settings) as form:
         asked = _Asked(form)
         volume = await _volume(here, form)
-        result = await here.infer(lambda: asked.answer(here, volume))
+        result = await asked.answered(here, volume)
         data = await here.read(lambda: write.encode(result, asked.suffix, volume))
         if not asked.as_json:
             return _file(result, data, asked.suffix)
@@ -158,6 +160,22 @@ class _Asked:
             self.threshold = float(form.text("threshold", "0.5"))
         except ValueError:
             raise UsageError("threshold must be a number of 0 to 1") from None
+
+    async def answered(self, here: Context, volume: Volume) -> Segmentation:
+        """The mask; what a picture can share with those of other clients is computed with them."""
+        words = tuple(p.text for p in self.prompts if isinstance(p, Text))
+        if words and len(words) == len(self.prompts) and volume.shape[0] == 1:
+            asked = await here.read(lambda: here.service.find_soon(Question(volume, words, self.threshold), model=self.model))
+            (found,) = await here.wait(asked)
+            return await here.read(lambda: label_map(volume, found))
+        if self.prompts and not words and (looked := await here.read(lambda: self._look(here, volume))) is not None:
+            await here.wait(looked)
+        return await here.infer(lambda: self.answer(here, volume))
+
+    def _look(self, here: Context, volume: Volume) -> Future[list[None]] | None:
+        registry = here.service.registry
+        spec = registry.spec(self.model) if self.model else registry.first(Task.INTERACTIVE)
+        return here.service.look_soon(volume, self.prompts, spec.id) if spec.task is Task.INTERACTIVE else None
 
     def answer(self, here: Context, volume: Volume) -> Segmentation:
         """Blocks; for an inference thread."""
