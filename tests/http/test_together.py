@@ -171,25 +171,39 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def test_clients_of_predict_2d_share_a_batch(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def client(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(Service, "warm", lambda self: None)
     monkeypatch.setattr(Service, "close", lambda self: None)  # the fixture's, which others go on with
     monkeypatch.setattr("isocenter.http.app.Service", lambda settings: service)
+    with TestClient(create_app(service.settings), base_url="http://127.0.0.1") as client:
+        yield client
 
-    def post(picture: NDArray[np.uint8]) -> Any:
-        return client.post("/api/biomedparse/v1/predict-2d", files={"file": ("a.png", png(picture), "image/png")}, params={"prompts": "bright"})
 
-    with TestClient(create_app(service.settings), base_url="http://127.0.0.1") as client, ThreadPoolExecutor(4) as pool:
+def test_clients_of_predict_2d_and_of_the_native_api_share_a_batch(service: Service, client: TestClient) -> None:
+    def predict(picture: NDArray[np.uint8]) -> NDArray[Any]:
+        answer = client.post("/api/biomedparse/v1/predict-2d", files={"file": ("a.png", png(picture), "image/png")}, params={"prompts": "bright"})
+        (result,) = answer.json()["results"]
+        assert result["model"] == "biomedparse"
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(result["mask"]))))
+
+    def segment(picture: NDArray[np.uint8]) -> NDArray[Any]:
+        asked = {"prompts": '["bright"]', "model": "biomedparse", "format": "npz"}
+        answer = client.post("/api/v1/segment", files={"file": ("a.png", png(picture), "image/png")}, data=asked)
+        assert answer.status_code == 200, answer.text[:300]
+        assert answer.headers["X-Isocenter-Model"] == "biomedparse"
+        with np.load(io.BytesIO(answer.content)) as arrays:
+            return np.asarray(arrays[arrays.files[0]])[0]
+
+    ways = [predict, segment, predict, segment]
+    with ThreadPoolExecutor(4) as pool:
         with held(service) as batches:
             before = batches.batches
-            waiting = [pool.submit(post, picture) for picture in PICTURES[:4]]
+            waiting = [pool.submit(way, picture) for way, picture in zip(ways, PICTURES, strict=False)]
             waits_for(batches, 4)
         for future, picture in zip(waiting, PICTURES, strict=False):
-            (result,) = future.result(120).json()["results"]
-            mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(result["mask"])))) > 0
-            inside = picture > 128
+            mask, inside = future.result(120) > 0, picture > 128
             assert 2 * (mask & inside).sum() / (mask.sum() + inside.sum()) > 0.97
-            assert result["model"] == "biomedparse"
         assert batches.batches == before + 1
 
 
