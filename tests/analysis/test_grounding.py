@@ -6,6 +6,7 @@ Volumes of all 10.11, 4.43, 4.47 ml; sums 44.0, 34.0, 32.0 mm; stable disease on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
 from isocenter.analysis.lesions import lesions
 from isocenter.analysis.narrative.ground import check, ground, grounded_template
+from isocenter.analysis.narrative.template import write
 from isocenter.core.geometry import Grid
 from isocenter.core.patient import Patient, TherapyEvent, Timepoint
 
@@ -515,3 +517,29 @@ def test_it_is_what_was_named_last(case: Case) -> None:
     assert not good.problems
     bad = ground("L1 lies in the left lung. It measured 17.0 mm at visit-3.", case)
     assert [p.what for p in bad.problems] == ["17.0 mm"]
+
+
+DAY = date(2026, 1, 10)
+LUNG, LIVER = ((20, 30, 30), 12, "left lung"), ((40, 70, 70), 9, "liver")
+SMALL = ((20, 30, 30), 9, "left lung")
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        lambda: [visit("visit-1", 0, DAY, LUNG, LIVER)],
+        lambda: [visit("visit-1", 0, DAY, LUNG), MeasuredVisit(Timepoint("visit-2", 42), None, reason="no scan"), visit("visit-3", 84, DAY, SMALL)],
+        lambda: [visit("visit-1", 0, DAY, LUNG), visit("visit-2", 42, DAY), visit("visit-3", 84, DAY)],
+        lambda: [visit("visit-1", 0, DAY), visit("visit-2", 42, DAY, LUNG)],
+        lambda: [visit("a1", 0, DAY, SMALL), visit("b2", 42, DAY, LUNG), visit("c3", 84, DAY, LUNG, LIVER)],
+        lambda: [visit("v1", 0, DAY, ((1, 3, 3), 12, "spleen")), visit("v2", 10, DAY, ((1, 3, 3), 10, "spleen"))],
+        lambda: [visit("baseline", 0, DAY, LUNG, LIVER), visit("week-8", 56, DAY, SMALL, LIVER), visit("week-16", 112, DAY, LUNG)],
+        lambda: [visit("2026-01-10", 0, DAY, LUNG), visit("2026-03-07", 56, date(2026, 3, 7), SMALL)],
+    ],
+    ids=["one", "missing", "gone", "none at first", "growing", "cut off", "names", "dates"],
+)
+def test_the_template_is_grounded_in_odd_cases_too(study: Callable[[], list[MeasuredVisit]]) -> None:
+    visits = study()
+    given = (TherapyEvent("t", "radiotherapy", 3, 9, 2.0), TherapyEvent("u", "pembrolizumab 200 mg", 30))
+    case = assemble(Patient("P", tuple(v.timepoint for v in visits), given), visits)
+    assert grounded_template(case), [p for _, text in write(case).parts for p in ground(text, case).problems]

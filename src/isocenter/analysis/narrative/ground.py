@@ -19,6 +19,9 @@ from isocenter.analysis.narrative.template import write
 
 _PRONOUN = re.compile(r"\b(?:it|its|this lesion|that lesion|the lesion|the same lesion|the former|the latter)\b", re.I)
 
+#: Shorter words of the case are no quotation.
+_LEAST_QUOTE = 25
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -61,7 +64,10 @@ def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
 
 def check(sentence: str, case: Case, about: tuple[str, ...] = ()) -> list[Problem]:
     """What one sentence says that the case does not hold. about: the lesions that "it" stands for."""
-    reading = read(sentence, case)
+    said = sentence
+    for quote in _quotes(case):
+        said = said.replace(quote, " ")
+    reading = read(said, case)
     it = _PRONOUN.search(reading.text)
     inherited = about if it and not reading.lesions else ()
     if inherited and it:
@@ -80,6 +86,13 @@ def check(sentence: str, case: Case, about: tuple[str, ...] = ()) -> list[Proble
     found += claims.same_visit(reading)
     found += claims.judgements(reading, case)
     return [Problem(sentence, kind, what) for kind, what in dict.fromkeys(found)]
+
+
+def _quotes(case: Case) -> list[str]:
+    """What the case itself says in words, the longest first: reasons why something is not known, as they stand."""
+    words = {reason for track in case.growth for reason in track.reasons}
+    words |= {visit.reason for visit in case.visits if visit.reason}
+    return sorted((w for w in words if len(w) >= _LEAST_QUOTE), key=len, reverse=True)
 
 
 def grounded_template(case: Case) -> bool:

@@ -117,7 +117,8 @@ def _uncertainty(case: Case) -> str:
         last = case.responses["recist_1.1"][-1].category
         text += f" With these errors the last category, {_WORDS[last]}, has a probability of {100 * chances.get(last, 0.0):.0f} %"
         text += "." if first == last else f"; {_WORDS[first]} is more likely ({100 * chances[first]:.0f} %)."
-    effects = [reason for g in case.growth if g.track == "total" for reason in g.reasons]
+    # Where growth cannot be told, the reasons are of that.
+    effects = [reason for g in case.growth if g.track == "total" and g.growth is not None for reason in g.reasons]
     return text + (f" On treatment: {'; '.join(effects)}." if effects else "")
 
 
