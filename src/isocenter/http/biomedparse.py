@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse
 from isocenter.core.errors import InputError, IsocenterError
 from isocenter.core.model import Finding, Question
 from isocenter.core.volume import Volume
+from isocenter.http import bodies
 from isocenter.http.biomedparse_answers import Answer2D, Answer3D, Array, Health, Result2D, Result3D
 from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
@@ -40,20 +41,7 @@ Model = Annotated[
     Query(max_length=128, description="Model id; the default is the first that takes words. One that takes none answers by the names of its labels."),
 ]
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "prompts": {"type": "array", "items": {"type": "string"}}},
-                }
-            }
-        },
-    }
-}
+_BODY = bodies.form_of(["file"], file=bodies.FILE, prompts={"type": "array", "items": bodies.TEXT})
 
 
 @router.get("/health", response_model_exclude_none=True)

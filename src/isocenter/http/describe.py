@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from isocenter.analysis.pictures import slice_picture
 from isocenter.core.errors import LimitError, UsageError
 from isocenter.core.model import Task
+from isocenter.http import bodies
 from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
@@ -18,26 +19,13 @@ from isocenter.http.errors import missing
 router = APIRouter(prefix="/api/v1", tags=["Isocenter"])
 #: Pictures in one request.
 MOST = 64
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": f"PNG, JPEG, DICOM, or a slice of a scan; at most {MOST}."}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": _FILES,
-                        "model": {"type": "string", "description": "A model whose task is `describe`; by default the first there is."},
-                        "slice": {"type": "integer", "description": "Which slice of scans, from 0; the middle one by default."},
-                        "modality": {"type": "string"},
-                    },
-                }
-            }
-        },
-    }
-}
+_BODY = bodies.form_of(
+    ["file"],
+    file={"type": "array", "items": bodies.FILE, "description": f"PNG, JPEG, DICOM, or a slice of a scan; at most {MOST}."},
+    model={**bodies.TEXT, "description": "A model whose task is `describe`; by default the first there is."},
+    slice={"type": "integer", "description": "Which slice of scans, from 0; the middle one by default."},
+    modality=bodies.TEXT,
+)
 
 
 @router.post("/describe", openapi_extra=_BODY)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from isocenter import jobservice
 from isocenter.core.errors import ConflictError, InputError, LimitError, NotFoundError, StoreError, UsageError
 from isocenter.core.model import ModelSpec
+from isocenter.http import bodies
 from isocenter.http import inference_answers as answers
 from isocenter.http.body import MAX_FIELD_BYTES, read_form
 from isocenter.http.context import owner_of
@@ -37,22 +38,10 @@ Skip = Annotated[int, Query(ge=0, le=2**31)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 #: Sentences of `Studies.add` that the protocol has too; any other is put behind its own.
 _OWN = ("No DICOM files found in ZIP archive", "DICOM file missing StudyInstanceUID", "DICOM file missing SeriesInstanceUID")
-_LOGIN = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/x-www-form-urlencoded": {
-                "schema": {
-                    "type": "object",
-                    "required": ["username", "password"],
-                    "properties": {"username": {"type": "string"}, "password": {"type": "string", "description": "The API key."}},
-                }
-            }
-        },
-    }
-}
-_FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
-_UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FILE}}}}
+_LOGIN = bodies.form_of(
+    ["username", "password"], "application/x-www-form-urlencoded", username=bodies.TEXT, password={**bodies.TEXT, "description": "The API key."}
+)
+_UPLOAD = bodies.form_of(["file"], file=bodies.FILE)
 _SUBMIT = {"requestBody": {"required": True, "content": {"application/json": {"schema": Submission.model_json_schema()}}}}
 
 

@@ -11,11 +11,11 @@ from blake3 import blake3
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ValidationError
 
 from isocenter import jobservice
-from isocenter.core.errors import IsocenterError, LimitError, NotFoundError, UsageError
-from isocenter.http.body import MAX_FIELD_BYTES, Form, read_form
+from isocenter.core.errors import IsocenterError, NotFoundError, UsageError
+from isocenter.http import bodies
+from isocenter.http.body import Form, read_form
 from isocenter.http.context import owner_of
 from isocenter.http.job_answers import JobAnswer, JobPage, JobRequest, job_answer
 from isocenter.http.jobdesk import Desk, JobDesk
@@ -31,25 +31,20 @@ JobId = Annotated[str, Path(max_length=64)]
 Key = Annotated[
     str | None, Header(alias="Idempotency-Key", max_length=128, description="A name for this submission: sent again, it gives the same job.")
 ]
-_JSON = {"schema": JobRequest.model_json_schema()}
-_FORM = {
-    "schema": {
-        "type": "object",
-        "required": ["file"],
-        "properties": {
-            "file": {"type": "string", "format": "binary"},
-            "job": {"type": "string", "description": "The request as JSON; the fields below are for what a command line can type."},
-            "model": {"type": "string"},
-            "prompts": {"type": "array", "items": {"type": "string"}, "description": "Words; repeatable."},
-            "formats": {"type": "array", "items": {"type": "string"}},
-            "priority": {"type": "integer"},
-            "modality": {"type": "string"},
-        },
-    }
-}
+_FORM = bodies.form_of(
+    ["file"],
+    file=bodies.FILE,
+    job={**bodies.TEXT, "description": "The request as JSON; the fields below are for what a command line can type."},
+    model=bodies.TEXT,
+    prompts={"type": "array", "items": bodies.TEXT, "description": "Words; repeatable."},
+    formats={"type": "array", "items": bodies.TEXT},
+    priority={"type": "integer"},
+    modality=bodies.TEXT,
+)
+_CONTENT = {**_FORM["requestBody"]["content"], "application/json": {"schema": JobRequest.model_json_schema()}}
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": {"content": {"multipart/form-data": _FORM, "application/json": _JSON}}})
+@router.post("", status_code=201, openapi_extra={"requestBody": {"content": _CONTENT}})
 async def submit(request: Request, response: Response, desk: Desk, idempotency_key: Key = None) -> JobAnswer:
     """Queue a segmentation of an uploaded file (multipart) or of a study that is here already (JSON).
 
@@ -60,7 +55,7 @@ async def submit(request: Request, response: Response, desk: Desk, idempotency_k
     owner = owner_of(request)
     key = None if idempotency_key is None else blake3(f"{owner}\0{idempotency_key}".encode()).hexdigest()
     if request.headers.get("content-type", "").startswith("application/json"):
-        asked = _parsed(await _body(request))
+        asked = bodies.parsed(JobRequest, await bodies.json_bytes(request))
         job, made = await asyncio.to_thread(_of_study, desk, asked, key, owner)
     else:
         async with read_form(request, desk.settings) as form:
@@ -209,39 +204,17 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FIELD_BYTES:
-            raise LimitError("the request is too large", limit="form field bytes", value=MAX_FIELD_BYTES)
-    return bytes(body)
-
-
-def _parsed(data: bytes | str) -> JobRequest:
-    try:
-        values = json.loads(data)
-        if "\\u0000" in (data if isinstance(data, str) else data.decode("utf-8", "replace")):
-            raise UsageError("the request holds a NUL character")
-        return JobRequest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{'.'.join(str(part) for part in first['loc']) or 'the request'}: {first['msg']}") from None
-    except (ValueError, RecursionError):
-        raise UsageError("the request is not JSON") from None
-
-
 def _typed(form: Form) -> JobRequest:
     """The request of a form: the field `job`, or single fields."""
     if "job" in form.fields:
-        return _parsed(form.text("job"))
+        return bodies.parsed(JobRequest, form.text("job").encode("utf-8", "replace"))
     values: dict[str, Any] = {}
     for name, given in form.fields.items():
         if name in ("prompts", "formats"):
             values[name] = [v.strip() for v in given if v.strip()]
         elif name in JobRequest.model_fields:
             values[name] = json.loads(given[-1]) if name == "parameters" and _is_json(given[-1]) else given[-1]
-    return _parsed(json.dumps(values))
+    return bodies.parsed(JobRequest, json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _is_json(text: str) -> bool:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from isocenter.core.errors import UsageError
 from isocenter.core.model import ModelSpec, Task
 from isocenter.core.provenance import RESEARCH_USE
-from isocenter.http import monai_auto, monai_clicks, monai_scribbles
+from isocenter.http import bodies, monai_auto, monai_clicks, monai_scribbles
 from isocenter.http import monai_params as wire
 from isocenter.http.body import read_form
 from isocenter.http.context import Here, owner_of
@@ -27,23 +27,7 @@ router = APIRouter(tags=["MONAI Label"])
 PROTOCOL = "0.8.5"
 _NUMBERS = {"spleen": 1, "kidney_right": 2, "kidney_left": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "aorta": 7, "trachea": 43}
 _NO_IMAGE = "Neither Image nor File not Session ID input is provided"
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "params": {"type": "string", "example": '{"nninter": "init"}'},
-                        "file": {"type": "string", "format": "binary"},
-                        "label": {"type": "string", "format": "binary"},
-                    },
-                }
-            }
-        },
-    }
-}
+_FORM = bodies.form_of([], params={**bodies.TEXT, "example": '{"nninter": "init"}'}, file=bodies.FILE, label=bodies.FILE)
 
 
 @router.get("/info/")

@@ -20,7 +20,7 @@ from isocenter.core.model import ModelSpec, Question, Task
 from isocenter.core.prompts import Box, Text
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
-from isocenter.http import native_prompts
+from isocenter.http import bodies, native_prompts
 from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
@@ -29,17 +29,11 @@ from isocenter.service import label_map
 
 router = APIRouter(prefix="/api/v1", tags=["Isocenter"])
 
-_TEXT = {"type": "string"}
-_HOW = {"modality": _TEXT, "series_uid": _TEXT, "window": _TEXT}
-_FILE = {"file": {"type": "string", "format": "binary"}}
+_HOW = {"modality": bodies.TEXT, "series_uid": bodies.TEXT, "window": bodies.TEXT}
+_FILE = {"file": bodies.FILE}
 _KINDS = {".nii.gz": "application/gzip", ".nii": "application/octet-stream", ".png": "image/png", ".dcm": "application/dicom"}
 #: Headers may not grow without bound.
 _MOST_HEADER = 4096
-
-
-def _body(required: list[str], **properties: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 @router.get("/models")
@@ -78,7 +72,7 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-@router.post("/volumes", status_code=201, openapi_extra=_body(["file"], **_FILE, **_HOW))
+@router.post("/volumes", status_code=201, openapi_extra=bodies.form_of(["file"], **_FILE, **_HOW))
 async def upload(request: Request, here: Here) -> dict[str, Any]:
     """Send a scan once; later requests name its `key`. It is kept while memory allows, and a key that is gone gets 404."""
     async with read_form(request, here.service.settings) as form:
@@ -100,17 +94,17 @@ def _image(volume: Volume) -> dict[str, Any]:
     return {**describe_image(volume), "notes": list(volume.source.notes)}
 
 
-_SEGMENT = _body(
+_SEGMENT = bodies.form_of(
     [],
     **_FILE,
-    volume={**_TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
-    model={**_TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
-    prompts={**_TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
-    labels={**_TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
-    options={**_TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
+    volume={**bodies.TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
+    model={**bodies.TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
+    prompts={**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
+    labels={**bodies.TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
+    options={**bodies.TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
     threshold={"type": "number", "default": 0.5},
-    format={**_TEXT, "default": "nii.gz", "description": "nii.gz, nii, nrrd, seg.nrrd, npz, png or dicom-seg."},
-    answer={**_TEXT, "default": "file", "enum": ["file", "json"], "description": "The mask itself, or facts and its address."},
+    format={**bodies.TEXT, "default": "nii.gz", "description": "nii.gz, nii, nrrd, seg.nrrd, npz, png or dicom-seg."},
+    answer={**bodies.TEXT, "default": "file", "enum": ["file", "json"], "description": "The mask itself, or facts and its address."},
     **_HOW,
 )
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from isocenter.analysis.tracking.register import Freedom
 from isocenter.followup.changes import FILES
-from isocenter.http import patient_bodies
+from isocenter.http import bodies
 from isocenter.http.context import Here
 from isocenter.http.patient_answers import Asker, PatientId, Strict, Twins
 from isocenter.patients import changes
@@ -27,7 +27,7 @@ class Asked(Strict):
     registration: Literal["rigid", "affine"] = "rigid"
 
 
-_BODY = patient_bodies.described(Asked, "changes", region="A mask of where to look, such as the brain, on the grid of either scan.")
+_BODY = bodies.described(Asked, "changes", region="A mask of where to look, such as the brain, on the grid of either scan.")
 _NAMES = {"json": "changes.json", "mask": "changes.nii.gz", "png": "changes.png"}
 
 
@@ -43,7 +43,7 @@ async def between(
     ] = "json",
 ) -> Response:
     """Look for what is new, has grown, has shrunk or is gone between two MR scans, without masks of their lesions."""
-    async with patient_bodies.read(request, Asked, "changes", here.service.settings) as (asked, form):
+    async with bodies.read(request, Asked, "changes", here.service.settings) as (asked, form):
         region = form.files.get("region")
         freedom = Freedom(asked.registration)
         found = await here.infer(

@@ -9,7 +9,7 @@ from blake3 import blake3
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 
 from isocenter.core.errors import ConflictError
-from isocenter.http import patient_bodies
+from isocenter.http import bodies
 from isocenter.http.job_answers import job_answer
 from isocenter.http.jobdesk import Desk
 from isocenter.http.jobs import Key, download_of
@@ -33,8 +33,8 @@ from isocenter.patients.service import pseudonym
 router = APIRouter(prefix="/api/v1/patients", tags=["Patients"])
 Fields = Annotated[bool, Query(description="Also who the patient is, as far as that was kept. Asking is noted in the audit log.")]
 _STUDY = "A ZIP: study.json with its files, one BIDS subject, or one patient's DICOM files."
-_NEW = patient_bodies.described(NewPatient, "patient", file=_STUDY)
-_VISIT = patient_bodies.described(
+_NEW = bodies.described(NewPatient, "patient", file=_STUDY)
+_VISIT = bodies.described(
     NewTimepoint, "timepoint", file="One scan: DICOM as a ZIP or a file, NIfTI, NRRD.", mask="A label map of its lesions, on the scan's grid."
 )
 
@@ -54,7 +54,7 @@ async def create(request: Request, twins: Twins, desk: Desk, who: Asker, idempot
     if desk.draining:
         raise HTTPException(503, "the server is stopping; try again in a moment", {"Retry-After": "5"})
     key = None if idempotency_key is None else blake3(f"{who.session_id}\0{idempotency_key}".encode()).hexdigest()
-    async with patient_bodies.read(request, NewPatient, "patient", desk.settings) as (asked, form):
+    async with bodies.read(request, NewPatient, "patient", desk.settings) as (asked, form):
         file = form.files.get("file")
 
         def work() -> tuple[PatientRow, Job | None]:
@@ -120,7 +120,7 @@ async def add_timepoint(
     if desk.draining:
         raise HTTPException(503, "the server is stopping; try again in a moment", {"Retry-After": "5"})
     key = None if idempotency_key is None else blake3(f"{who.session_id}\0{patient_id}\0{idempotency_key}".encode()).hexdigest()
-    async with patient_bodies.read(request, NewTimepoint, "timepoint", desk.settings) as (asked, form):
+    async with bodies.read(request, NewTimepoint, "timepoint", desk.settings) as (asked, form):
         facts = VisitFacts(**asked.model_dump(exclude={"study_id"}))
 
         def work() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
+from isocenter.http import bodies
 from isocenter.http.body import read_form
 from isocenter.http.errors import missing
 from isocenter.http.job_answers import SeriesAnswer, StudyAnswer, StudyPage, series_answer, study_answer
@@ -14,16 +15,7 @@ from isocenter.http.jobdesk import Desk
 
 router = APIRouter(prefix="/api/v1/studies", tags=["Studies"])
 StudyId = Annotated[str, Path(max_length=64, pattern=r"^[0-9A-Za-z.\-]+$")]
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
-            }
-        },
-    }
-}
+_BODY = bodies.form_of(["file"], file=bodies.FILE)
 
 
 @router.post("", status_code=201, openapi_extra=_BODY)

@@ -1,9 +1,9 @@
-"""Bodies that are JSON, or a form with files and the JSON in one of its fields."""
+"""Bodies of requests: forms, JSON, and forms with files and the JSON in one of their fields; how the schema shows them, how they are read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -15,12 +15,20 @@ from isocenter.core.settings import Settings
 from isocenter.http.body import MAX_FIELD_BYTES, Form, read_form
 
 Body = TypeVar("Body", bound=BaseModel)
+FILE = {"type": "string", "format": "binary"}
+TEXT = {"type": "string"}
+
+
+def form_of(required: Sequence[str], kind: str = "multipart/form-data", /, **fields: Any) -> dict[str, Any]:
+    """A form for the published schema. fields: by name, what each is."""
+    schema = {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
 
 
 def described(kind: type[BaseModel], name: str, **files: str) -> dict[str, Any]:
     """The body for the published schema: JSON alone, or files with the JSON in the field `name`."""
-    sent = {key: {"type": "string", "format": "binary", "description": text} for key, text in files.items()}
-    form = {"type": "object", "properties": {**sent, name: {"type": "string", "description": "The request as JSON."}}}
+    sent = {key: {**FILE, "description": text} for key, text in files.items()}
+    form = {"type": "object", "properties": {**sent, name: {**TEXT, "description": "The request as JSON."}}}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": kind.model_json_schema()}}}}
 
 
@@ -28,18 +36,23 @@ def described(kind: type[BaseModel], name: str, **files: str) -> dict[str, Any]:
 async def read(request: Request, kind: type[Body], name: str, settings: Settings) -> AsyncIterator[tuple[Body, Form]]:
     """The request and its files, which live as long as the block. Raises `UsageError` for JSON that does not fit."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        yield _parsed(kind, await _bytes(request)), Form()
+        yield parsed(kind, await json_bytes(request)), Form()
         return
     async with read_form(request, settings) as form:
-        yield _parsed(kind, form.text(name).encode() or b"{}"), form
+        yield parsed(kind, form.text(name).encode() or b"{}"), form
 
 
-def _parsed(kind: type[Body], data: bytes) -> Body:
+def parsed(kind: type[Body], data: bytes) -> Body:
+    """JSON as a request. Raises `UsageError` for what is none, does not fit, or holds characters that no database keeps."""
     try:
-        text = data.decode()
-        if "\\u0000" in text or "\\ud8" in text.lower():
+        values = json.loads(data)
+        try:
+            kept = json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            kept = b"\\u0000"
+        if b"\\u0000" in kept:
             raise UsageError("the request holds a character that cannot be kept")
-        return kind.model_validate(json.loads(text))
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(str(part) for part in first['loc']) or 'the request'}: {first['msg']}") from None
@@ -47,7 +60,8 @@ def _parsed(kind: type[Body], data: bytes) -> Body:
         raise UsageError("the request is not JSON") from None
 
 
-async def _bytes(request: Request) -> bytes:
+async def json_bytes(request: Request) -> bytes:
+    """The whole body. Raises `LimitError` for one that is longer than a form's field may be."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
