@@ -21,14 +21,18 @@ WARM, MORE = 1, 2
 
 def rest(root: psutil.Process) -> Sample:
     """The process tree when nothing is done any more: clients have gone, and nothing is closed later."""
-    deadline, last = time.monotonic() + 120, Sample.of(root, 0.0)
+    deadline, last = time.monotonic() + 240, None
     while True:
         time.sleep(1.0)
-        now = Sample.of(root, 0.0)
-        if (now.files, now.connections, now.threads) == (last.files, last.connections, last.threads) and now.connections <= 2:
+        try:
+            now = Sample.of(root, 0.0)
+        except (psutil.Error, OSError):
+            now = None  # a process of it ended while they were counted
+        counts = now and (now.files, now.connections, now.threads, now.processes)
+        if now and counts == last and now.connections <= 2:
             return now
         assert time.monotonic() < deadline, now
-        last = now
+        last = counts
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's counts of memory and files")
