@@ -93,7 +93,38 @@ def switch() -> None:
         service.close()
 
 
+def together() -> None:
+    """What seeing a slice costs alone and in a batch: processor time, on a GPU seconds. SAM's ViT-B has random weights, and as many sums."""
+    import torch
+    from transformers import SamConfig, SamModel
+
+    small = Path(__file__).parent.parent / "tests" / "data" / "sam_phantom"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    torch.set_num_threads(1)
+    for name, size, network, times in (
+        ("a network of 128 x 128 pixels", 4, SamModel.from_pretrained(small, dtype=torch.float32), 20),
+        ("SAM's ViT-B of 1024 x 1024", 2, SamModel(SamConfig()), 1),
+    ):
+        network = network.eval().to(device)
+        side = network.config.vision_config.image_size
+        pictures = torch.randn(size, 3, side, side, device=device)
+
+        def seconds(batches: list[torch.Tensor], network: SamModel = network, times: int = times) -> float:
+            started = clock()
+            for _ in range(times):
+                for batch in batches:
+                    network.get_image_embeddings(batch)[0].float().sum().item()
+            return (clock() - started) / times
+
+        with torch.inference_mode():
+            seconds([pictures[:1]])
+            alone, batched = seconds(list(pictures.split(1))), seconds([pictures])
+        print(f"{name}, {size} slices: alone {alone / size:.3f} s each, together {batched / size:.3f} s, {alone / batched:.2f} times")
+
+
 if __name__ == "__main__":
     lease()
     turns()
     switch()
+    together()
