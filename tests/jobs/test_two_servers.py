@@ -110,8 +110,10 @@ def test_ids_of_scans_are_refused_by_who_does_not_hold_them(pair: tuple[str, str
             "Image NOT Found; this server keeps no datastore, send the series as the form field `file`",
         )
         assert refused(address, "/infer/segmentation?session_id=abc", empty, kind)[0] == 404
-        for method in ("GET", "PUT", "DELETE"):
-            assert refused(address, "/session/abc", None, method=method)[0] in (404, 405, 406)
+        for method, path in (("PUT", "/session/"), ("GET", "/session/abc"), ("DELETE", "/session/abc"), ("PUT", "/monai/session/")):
+            status, told = refused(address, path, *(form(scan, "a.nii.gz") if method == "PUT" else ()), method=method)
+            assert status == 406
+            assert "send the scan as the form field `file`" in told
 
 
 def test_files_jobs_and_patients_are_the_same(pair: tuple[str, str], scan: bytes) -> None:

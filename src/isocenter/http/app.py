@@ -24,6 +24,7 @@ from isocenter.http import (
     idle,
     inference,
     jobs,
+    monai_sessions,
     monailabel,
     native,
     operations,
@@ -104,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(biomedparse.router)
     app.include_router(biomedparse.files)
     app.include_router(monailabel.router)
+    app.include_router(monai_sessions.router)
     app.include_router(jobs.router)
     app.include_router(studies.router)
     app.include_router(patients.router)
@@ -113,6 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(inference.router)
     app.add_api_route("/monai/", operations.root, include_in_schema=False, response_model=None)
     app.include_router(monailabel.router, prefix="/monai", include_in_schema=False)
+    app.include_router(monai_sessions.router, prefix="/monai")
     operations.mount_docs(app)
     clock = app.state.idle = IdleClock()
     app.add_middleware(Idle, clock=clock)
