@@ -206,7 +206,7 @@ class TextService:
             vectors = encoder.finished(results, normalize=normalize) if results else np.zeros((0, 0), np.float32)
             return Embeddings(vectors, _truncated(cuts), sum(len(c.ids) for c in cuts))
 
-        ticket = self.batcher.submit(Lane(("embed", id(encoder), left_out), work, encoder.pad), [c.ids for c in cuts])
+        ticket = self.batcher.submit(Lane(("embed", id(encoder), left_out), work, encoder.pad, encoder.packs), [c.ids for c in cuts])
         return self._begun(Job("embed", len(texts), name, ticket, finish), cuts)
 
     def score(
@@ -237,7 +237,7 @@ class TextService:
             lost = {i // 2 for i in _truncated(cuts)}
             return Scores(tuple(scores), code, tuple(sorted(lost)))
 
-        ticket = self.batcher.submit(Lane(("score", id(encoder)), encoder.score, encoder.pad), [c.ids for c in cuts], pairs)
+        ticket = self.batcher.submit(Lane(("score", id(encoder)), encoder.score, encoder.pad, encoder.packs), [c.ids for c in cuts], pairs)
         return self._begun(Job("bertscore", count, name, ticket, finish), cuts)
 
     def _begun(self, job: Job[T], cuts: Sequence[Cut]) -> Job[T]:

@@ -68,6 +68,31 @@ def test_the_same_text_is_computed_once(batcher: Batcher, run: Recorder) -> None
     assert sorted(t for b in run.batches for t in b) == [(1, 2), (3,)]
 
 
+def test_where_padding_costs_nothing_other_lengths_share_a_batch(batcher: Batcher, run: Recorder) -> None:
+    lane = Lane("a", run, 0, packed=True)
+    run.go.clear()
+    held = batcher.submit(lane, [(9,) * 99])
+    assert run.entered.wait(60)
+    texts = [(i,) * n for i, n in enumerate((3, 40, 12, 17, 2, 14), start=1)]
+    tickets = [batcher.submit(lane, [text]) for text in texts[:3]]
+    tickets.append(batcher.submit(lane, texts[3:]))
+    run.go.set()
+    assert held.future.result(60) == [9 * 99]
+    assert [r for t in tickets for r in t.future.result(60)] == [sum(t) for t in texts]
+    # Together 88 tokens, which fit; padded to the longest they would be 240.
+    assert [sorted(len(t) for t in b) for b in run.batches] == [[99], [2, 3, 12, 14, 17, 40]]
+
+
+def test_a_long_text_does_not_share_with_a_short_one_even_so(run: Recorder) -> None:
+    batcher, lane = Batcher(slots=1, token_budget=1000, most_texts=8), Lane("a", run, 0, packed=True)
+    try:
+        ticket = batcher.submit(lane, [(1,) * 400, (2,) * 190, (3,) * 200, (4,) * 210])
+        assert ticket.future.result(60) == [400, 380, 600, 840]
+        assert [[len(t) for t in b] for b in run.batches] == [[400, 210, 200], [190]]
+    finally:
+        batcher.close()
+
+
 def test_requests_share_batches_but_lanes_do_not(batcher: Batcher, run: Recorder) -> None:
     run.go.clear()
     other = Recorder()

@@ -161,6 +161,11 @@ class TextEncoder:
         return self._ready().name
 
     @property
+    def packs(self) -> bool:
+        """Whether texts of different lengths may share a batch at (nearly) no cost."""
+        return self._ready().packs
+
+    @property
     def layers(self) -> int:
         """The layer whose states come out."""
         return self._layers or self.recipe.layers

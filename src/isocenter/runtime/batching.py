@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ Tokens = tuple[int, ...]
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Sequence[Any]]
 #: A text may be this much shorter than the longest of its batch; beyond, its own batch costs less than the padding.
 _SHORTEST, _SLACK = 0.8, 4
+#: The same where only attention sees the padding: its part is small, but grows with the square of the length.
+_SHORTEST_PACKED, _SLACK_PACKED = 0.5, 64
 #: A batch waits for the crowd's share of a slot, but no longer than this part of what a batch took lately, and this many seconds.
 _PATIENCE, _LONGEST = 0.5, 0.05
 #: How fast a crowd is forgotten that does not come back, a batch.
@@ -36,11 +39,29 @@ _FORGET = 0.9
 
 @dataclass(frozen=True)
 class Lane:
-    """Texts that may share a batch: one engine and what is made of its states. pad: the id that fills the rows up."""
+    """Texts that may share a batch: one engine and what is made of its states. pad: the id that fills the rows up.
+
+    packed: padding costs (nearly) nothing, so texts of more different lengths may share a batch, and only tokens count.
+    """
 
     key: Hashable
     run: Run
     pad: int
+    packed: bool = False
+
+    def shortest(self, longest: int) -> float:
+        """The fewest tokens of a text that may be in a batch with one of `longest`."""
+        if self.packed:
+            return min(longest * _SHORTEST_PACKED, longest - _SLACK_PACKED)
+        return longest * _SHORTEST - _SLACK
+
+    def longest(self, length: int) -> int:
+        """The most tokens of a text that one of `length` may share a batch with: the way back from `shortest`; itself where padding costs."""
+        return max(int(length / _SHORTEST_PACKED), length + _SLACK_PACKED) if self.packed else length
+
+    def cost(self, length: int, longest: int) -> int:
+        """Tokens that are computed for a text of this length in such a batch."""
+        return length if self.packed else longest
 
 
 @dataclass(eq=False)
@@ -195,8 +216,8 @@ class Batcher:
         while not self._closed and (left := until - time.monotonic()) > 0:
             here = [t for t in self._tickets if t.queued]
             lengths = [len(i.ids) for t in here for i in t.queued]
-            full = min(self._most, max(1, self._budget // max(lengths, default=1)))
-            if not lengths or len(lengths) >= full or len(here) >= int(self._crowd / self.slots):
+            full = len(lengths) >= self._most or sum(lengths) >= self._budget
+            if not lengths or full or len(here) >= int(self._crowd / self.slots):
                 return
             self._wake.wait(left)
 
@@ -205,23 +226,31 @@ class Batcher:
         # Among equals one of which nothing has begun is first: a small request does not wait for a large one's next batch.
         ready = sorted((t for t in self._tickets if t.queued), key=lambda t: (t.served, t.started))
         first = ready[0].queued[-1]
-        longest = len(first.ids)
-        room = min(self._most, max(1, self._budget // longest))
-        least = longest * _SHORTEST - _SLACK
+        lane = first.lane
+        most = lane.longest(len(first.ids))
+        longest = max(_longest(t.queued, most) for t in ready if t.queued[0].lane.key == lane.key)
+        least = lane.shortest(longest)
         batch: list[_Item] = []
+        room = self._budget
+        cheapest = lane.cost(max(1, int(least)), longest)
         for ticket in ready:
             kept: list[_Item] = []
-            while ticket.queued and len(batch) < room and len(ticket.queued[-1].ids) >= least:
+            while ticket.queued and len(ticket.queued[-1].ids) >= least and len(batch) < self._most and (room >= cheapest or not batch):
                 item = ticket.queued.pop()
-                (batch if item.lane.key == first.lane.key and len(item.ids) <= longest else kept).append(item)
+                cost = lane.cost(len(item.ids), longest)
+                if item.lane.key == lane.key and len(item.ids) <= longest and (cost <= room or not batch):
+                    batch.append(item)
+                    room -= cost
+                else:
+                    kept.append(item)
             ticket.queued.extend(reversed(kept))
         self._crowd = max(len(self._tickets), _FORGET * self._crowd)
         for item in batch:
             item.running = True
             for owner, _ in item.waiting:
                 owner.started = True
-                owner.served += longest
-                self._share += longest / len(ready)
+                owner.served += lane.cost(len(item.ids), longest)
+                self._share += lane.cost(len(item.ids), longest) / len(ready)
         self.batches += 1
         return batch
 
@@ -263,6 +292,12 @@ class Batcher:
                 ticket.future.set_exception(failed[ticket])
             else:
                 ticket.future.set_result(ticket.results)
+
+
+def _longest(items: Sequence[_Item], most: int) -> int:
+    """Tokens of the longest text that has no more than `most`, of items sorted by length; 0 without one."""
+    index = bisect_right(items, most, key=lambda i: len(i.ids))
+    return len(items[index - 1].ids) if index else 0
 
 
 def padded(texts: Sequence[Tokens], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

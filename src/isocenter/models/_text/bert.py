@@ -1,6 +1,9 @@
 """Encoders of the BERT family as ONNX graphs: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet.
 
 They differ in the names of their tensors, in where positions start, and MPNet in a bias by relative position that all layers share.
+
+With ONNX Runtime's operators the layers work on the tokens of all texts in one row, without the padding, which only attention
+sees (Zhai et al., ByteTransformer, IPDPS 2023): texts of different lengths then share a batch at almost no cost.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from isocenter.models._text.weights import Array, Weights
 #: Positions of these start behind the padding token's id.
 _SHIFTED = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 FAMILY = {"bert", "electra", "distilbert", *_SHIFTED}
-_MASKED = -10000.0  # what ONNX Runtime's attention adds to a masked score; its exponential is 0 in float32
+_MASKED = -10000.0  # added to a masked score; its exponential is 0 in float32
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def build(graph: Graph, config: Mapping[str, Any], weights: Weights, layers: int
     heads = int(config.get("num_attention_heads") or config["n_heads"])
     epsilon = float(config.get("layer_norm_eps", 1e-12))
     activation = str(config.get("hidden_act") or config.get("activation", "gelu"))
-    attention = _Attention(graph, mask, heads, _relative_bias(graph, ids, weights))
-    x = _embeddings(graph, ids, config, weights, epsilon)
+    packed = _Packed(graph, mask) if packs(graph) else None
+    attention = _Attention(graph, mask, heads, _relative_bias(graph, ids, weights), packed)
+    x = _embeddings(graph, ids, config, weights, epsilon, packed)
     for index in range(layers):
         at = f"{names.layer}{index}."
         parts = [weights.linear(at + n) for n in (names.query, names.key, names.value)]
@@ -80,7 +84,35 @@ def build(graph: Graph, config: Mapping[str, Any], weights: Weights, layers: int
         x = graph.add_and_normalise(context, weights.linear(at + names.out), x, norm(weights, at + names.out_norm), epsilon)
         wide = graph.activate(x, weights.linear(at + names.up), activation)
         x = graph.add_and_normalise(wide, weights.linear(at + names.down), x, norm(weights, at + names.down_norm), epsilon)
-    return x
+    return packed.pad(x) if packed else x
+
+
+def packs(graph: Graph) -> bool:
+    """Whether padding is left out. int8 attention here and other engines' graphs have it all the way."""
+    return graph.fused and not graph.int8
+
+
+class _Packed:
+    """The tokens of all texts in one row. Padding is at the texts' ends, and no text is empty."""
+
+    def __init__(self, graph: Graph, mask: str) -> None:
+        self._graph = graph
+        row = graph.op("Reshape", mask, graph.ints(-1))
+        #: Where each token stands in the padded row (batch * tokens).
+        self._places = graph.op("Reshape", graph.op("NonZero", row), graph.ints(-1))
+        self.positions = graph.op("Mod", self._places, tokens(graph, mask))
+        # For padding the token before it: something has to stand there.
+        nearest = graph.op("Sub", graph.op("CumSum", row, graph.constant(np.array(0, np.int64))), graph.constant(np.array(1, np.int64)))
+        self._nearest = graph.op("Reshape", nearest, graph.op("Shape", mask))
+
+    def pack(self, x: str, *last: int) -> str:
+        """(batch, tokens, *last) to (all tokens, *last)."""
+        graph = self._graph
+        return graph.op("Gather", graph.op("Reshape", x, graph.ints(-1, *last)), self._places)
+
+    def pad(self, x: str) -> str:
+        """(all tokens, size) to (batch, tokens, size)."""
+        return self._graph.op("Gather", x, self._nearest)
 
 
 def norm(weights: Weights, name: str) -> tuple[Array, Array]:
@@ -93,13 +125,16 @@ def tokens(graph: Graph, ids: str) -> str:
     return graph.op("Shape", ids, start=1, end=2)
 
 
-def _embeddings(graph: Graph, ids: str, config: Mapping[str, Any], weights: Weights, epsilon: float) -> str:
+def _embeddings(graph: Graph, ids: str, config: Mapping[str, Any], weights: Weights, epsilon: float, packed: _Packed | None) -> str:
     positions = weights.get("embeddings.position_embeddings.weight")[first_position(config) :]
     # All tokens are of the first segment, so its vector can be added ahead.
     if weights.has("embeddings.token_type_embeddings.weight"):
         positions = positions + weights.get("embeddings.token_type_embeddings.weight")[0]
-    words = graph.op("Gather", graph.constant(weights.get("embeddings.word_embeddings.weight")), ids)
-    placed = graph.op("Slice", graph.constant(positions), graph.ints(0), tokens(graph, ids), graph.ints(0))
+    words = graph.op("Gather", graph.constant(weights.get("embeddings.word_embeddings.weight")), packed.pack(ids) if packed else ids)
+    if packed:
+        placed = graph.op("Gather", graph.constant(positions), packed.positions)
+    else:
+        placed = graph.op("Slice", graph.constant(positions), graph.ints(0), tokens(graph, ids), graph.ints(0))
     x = graph.normalise(graph.op("Add", words, placed), *norm(weights, "embeddings.LayerNorm"), epsilon)
     return graph.linear(x, *weights.linear("embeddings_project")) if weights.has("embeddings_project.weight") else x
 
@@ -128,13 +163,14 @@ def _relative_bias(graph: Graph, ids: str, weights: Weights) -> str | None:
 class _Attention:
     """Attention of every layer, over one mask."""
 
-    def __init__(self, graph: Graph, mask: str, heads: int, bias: str | None) -> None:
+    def __init__(self, graph: Graph, mask: str, heads: int, bias: str | None, packed: _Packed | None) -> None:
         from onnx import TensorProto
 
         self._graph = graph
         self._heads = heads
         self._bias = bias
-        if graph.fused and not graph.int8:
+        self._packed = packed
+        if packed:
             self._mask = graph.op("Cast", mask, to=TensorProto.INT32)
             return
         hidden = graph.op("Sub", graph.scalar(1.0), graph.op("Cast", mask, to=TensorProto.FLOAT))
@@ -144,11 +180,12 @@ class _Attention:
     def context(self, x: str, parts: list[tuple[Array, Array]]) -> str:
         """What each token gathers from the others. parts: the layers that make queries, keys and values."""
         graph = self._graph
-        if graph.fused and not graph.int8:
-            matrix = graph.constant(np.concatenate([m for m, _ in parts], axis=1))
+        if self._packed:
+            query, key, value = (self._packed.pad(graph.op("MatMul", x, graph.constant(matrix))) for matrix, _ in parts)
             bias = graph.constant(np.concatenate([b for _, b in parts]))
-            inputs = [x, matrix, bias, self._mask, *(["", self._bias] if self._bias is not None else [])]
-            return graph.op("Attention", *inputs, domain=MICROSOFT, num_heads=self._heads)
+            inputs = [query, key, value, bias, self._mask, *([self._bias] if self._bias is not None else [])]
+            found = graph.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=self._heads)
+            return self._packed.pack(found, parts[0][0].shape[1])
         query, key, value = (graph.heads(graph.linear(x, *part), self._heads) for part in parts)
         size = parts[0][0].shape[1] // self._heads
         scores = graph.op("MatMul", graph.op("Mul", query, graph.scalar(size**-0.5)), graph.op("Transpose", key, perm=[0, 1, 3, 2]))

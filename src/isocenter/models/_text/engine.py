@@ -25,12 +25,16 @@ States = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """name: as provenance and `/info` tell it, e.g. "onnxruntime float32"."""
+    """name: as provenance and `/info` tell it, e.g. "onnxruntime float32". packs: whether padding costs (nearly) nothing."""
 
     name: str
+    packs: bool
 
     def run(self, ids: Ints, mask: Ints) -> States:
-        """Hidden states (texts, tokens, size) of `ids` (texts, tokens), where `mask` is 1 for tokens and 0 for padding."""
+        """Hidden states (texts, tokens, size) of `ids` (texts, tokens), where `mask` is 1 for tokens and 0 for padding.
+
+        Padding stands at the texts' ends; what comes out for it means nothing.
+        """
 
     def rest(self) -> None:
         """Give back what is only kept for the next batch; called when there is nothing to do."""
@@ -83,6 +87,7 @@ class OnnxEngine:
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         # The session keeps the message, all weights in it, to be able to change providers later, which nobody does here.
         self._session._model_bytes = None
+        self.packs = config["model_type"] not in deberta.FAMILY and bert.packs(graph)
         self.name = f"onnxruntime {context.precision}"
 
     def run(self, ids: Ints, mask: Ints) -> States:
@@ -98,6 +103,8 @@ class OnnxEngine:
 class OpenVinoEngine:
     """OpenVINO on the processor, in float32 or, where asked for, bfloat16."""
 
+    packs = False
+
     def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
         import openvino
 
@@ -111,6 +118,8 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": "bf16" if context.precision == "bfloat16" else "f32",
                 "INFERENCE_NUM_THREADS": context.threads * context.slots,
                 "NUM_STREAMS": context.slots,
+                # A thread that is bound to one core waits there for whoever else uses it, with the other cores idle.
+                "ENABLE_CPU_PINNING": False,
             },
         )
         # A request belongs to one caller at a time, and there is one for each stream: made here, so that none is made or
@@ -156,6 +165,8 @@ class OpenVinoEngine:
 
 class TorchEngine:
     """torch with transformers, on a GPU or the processor."""
+
+    packs = False
 
     def __init__(self, folder: Path, layers: int, context: ModelContext) -> None:
         try:
