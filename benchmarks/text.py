@@ -217,9 +217,13 @@ def together() -> None:
         peer = Clock(lambda texts=texts: [library.encode(next(texts)) for _ in range(100)])  # type: ignore[misc]
         race(peer)
         gain, saved = best["32"] / best["1"], cpu["1"] / cpu["32"]
+        peer_rate = 100 / peer.seconds
         print(f"32 clients, {tokens} tokens: {best['32']:.0f} a second in batches, {best['1']:.0f} without: {gain:.2f} times, to reach {target}")
         print(f"    the server's CPU {cpu['32']:.2f} and {cpu['1']:.2f} ms a text: {saved:.2f}; {_limit(tokens)}")
-        print(f"    sentence-transformers, text by text, in process: {100 / peer.seconds:.0f} a second", flush=True)
+        print(
+            f"    sentence-transformers, text by text, in process: {peer_rate:.0f} a second, {1000 * peer.cpu / 100:.2f} ms of CPU a text:", end=" "
+        )
+        print(f"{best['32'] / peer_rate:.2f} times, in CPU {peer.cpu * 10 / cpu['32']:.2f}", flush=True)
 
 
 def _limit(tokens: int) -> str:
