@@ -19,7 +19,7 @@ from isocenter.core.errors import InputError, IsocenterError, ModelError, Unsupp
 from isocenter.core.settings import Limits, Settings
 from isocenter.core.volume import Volume
 from isocenter.demo.patient import DAYS, Truth, write_study
-from isocenter.io import visits, write
+from isocenter.io import door, nifti, visits, write
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, track
 
@@ -211,6 +211,8 @@ def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Pat
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "clicks": [[1]]}]}, "wrong kind", id="clicks of the wrong kind"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[1, 2, 3]]}]}, "wrong kind", id="a box of three"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[5, 5, 5, 4, 9, 9]]}]}, "first and its last", id="a box inside out"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}, {"day": 1e300}]}, "100,000", id="a day after the end of time"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0}], "therapies": [{"type": "a", "start": 1e12}]}, "100,000", id="a therapy then"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0}], "names": [["b", "c", "d"]]}, "not listed", id="a name of no visit"),
         pytest.param({"patient_id": "x", "visits": [{"id": "b", "day": 0}], "names": [["b", "c", " "]]}, "printable", id="an empty name"),
         pytest.param({"patient_id": "x", "visits": [{"id": "b", "day": 0}], "names": [["b"]]}, "wrong kind", id="a name of nothing"),
@@ -292,6 +294,19 @@ def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: 
         track(service, changed(study[0], tmp_path, bare), tmp_path / "out")
     with pytest.raises(InputError):
         visits.read(tmp_path / "nowhere", Limits())
+
+
+def test_lesions_that_return_are_the_same_ones(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+    """An empty mask is a visit at which nothing was left; what is there again at the next is no new lesion, but progression all the same."""
+    named = changed(study[0], tmp_path, lambda told: told.update(visits=told["visits"][:3]))
+    given = door.read_path(named / "visit-2_mask.nii.gz", limits=Limits())
+    (named / "visit-2_mask.nii.gz").write_bytes(nifti.write(np.zeros(given.shape, np.uint8), given.grid, header=None, compress=True))
+    case = track(service, named, tmp_path / "out", options=TrackOptions(preprocessed=False))
+    assert {name: list(seen) for name, seen in case.graph.tracks.items()} == {"L1": ["visit-1", "visit-3"], "L2": ["visit-1", "visit-3"]}
+    assert not any(lesion.is_new for lesion in case.lesions)
+    assert [str(r.category) for r in case.responses["recist_1.1"]] == ["CR", "PD"]
+    assert case.visits[0].carried is not None
+    assert case.visits[1].carried == ()
 
 
 def test_names_that_a_reader_gave(study: tuple[Path, list[Truth]], tmp_path: Path) -> None:

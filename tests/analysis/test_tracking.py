@@ -147,3 +147,22 @@ def test_real_pairs_of_scans_without_registration(data: Path) -> None:
     assert nearest / lesions < 0.89
     assert right / lesions > 0.99
     assert gone / len(several) > 0.9
+
+
+def test_a_lesion_that_was_gone_and_is_back_is_the_same() -> None:
+    """It keeps its track over the visits at which nothing was seen, also where the patient lies differently; one elsewhere is new."""
+
+    first, second = [at("a", 0), at("b", 80)], [at("b", 80)]
+    third = [at("b", 180), at("a", 102, 3), at("c", 140, 50)]  # the third scan's places are 100 mm further on
+    carried = [first, [at("b", 180)]]
+    graph = follow([("v1", first), ("v2", second), ("v3", third)], carried, onward=[None, lambda p: (p[0] + 100, p[1], p[2])])
+    assert graph.tracks == {"L1": {"v1": "a", "v3": "a"}, "L2": {"v1": "b", "v2": "b", "v3": "b"}, "L3": {"v3": "c"}}
+    events = [(e.visit, e.event, e.lesions, e.parents) for e in graph.events]
+    assert (("v2", Event.DISAPPEARED, ("a",), ()) in events, ("v3", Event.RETURNED, ("a",), ("a",)) in events) == (True, True)
+    assert [e.lesions for e in graph.events if e.event is Event.NEW] == [("c",)]
+    (link,) = graph.links["v1", "v3"]
+    assert (link.before, link.after, link.distance_mm < 5) == ("a", "a", True)
+    said = [Correction(("v1", "a"), ("v3", "a"), same=False)]
+    parted = follow([("v1", first), ("v2", second), ("v3", third)], carried, onward=[None, lambda p: (p[0] + 100, p[1], p[2])], corrections=said)
+    assert parted.tracks["L1"] == {"v1": "a"}
+    assert sorted(e.lesions for e in parted.events if e.event is Event.NEW) == [("a",), ("c",)]

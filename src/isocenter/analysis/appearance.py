@@ -30,7 +30,10 @@ def _shape(inside: NDArray[np.bool_], size: LesionSize, image: Volume | None) ->
     """8 figures: size, sphericity, elongation, flatness, ratio of diameters, fullness of its box, border, number of slices."""
     spacing = np.array(image.spacing_zyx if image is not None else (1.0, 1.0, 1.0))
     points = np.argwhere(inside) * spacing
-    axes = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(points.T) + np.diag(spacing**2) / 12), 1e-9)) if len(points) > 3 else np.ones(3)
+    away = points - points.mean(axis=0)
+    # Summed by einsum: for so few columns, cores that wait for each other cost more than the sums.
+    covariance = np.einsum("ni,nj->ij", away, away) / max(len(points) - 1, 1)
+    axes = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance + np.diag(spacing**2) / 12), 1e-9)) if len(points) > 3 else np.ones(3)
     return np.array(
         [
             np.tanh(np.log(size.volume_mm3 / 1000) / 4),
@@ -63,8 +66,8 @@ def _values(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], image: V
     mean, sd = float(of.mean()), float(of.std())
     away = of - mean
     square = away * away
-    skew = float((square @ away) / of.size / sd**3) if sd > 1e-6 else 0.0
-    kurtosis = float((square @ square) / of.size / sd**4 - 3) if sd > 1e-6 else 0.0
+    skew = float((square * away).mean() / sd**3) if sd > 1e-6 else 0.0
+    kurtosis = float((square * square).mean() / sd**4 - 3) if sd > 1e-6 else 0.0
     outside = scaled[~lesion]
     steep = [np.abs(np.diff(scaled, axis=a)).mean() if scaled.shape[a] > 1 else 0.0 for a in range(3)]
     edge = [mean - float(outside.mean()) if outside.size else 0.0, *steep]
@@ -75,4 +78,4 @@ def _histogram(of: NDArray[np.float64]) -> NDArray[np.float64]:
     """Eight soft bins from -1.5 to 1.5; of a large lesion from every n-th voxel. Each value that occurs is looked at once."""
     some, often = np.unique(of if of.size <= 200_000 else of[:: of.size // 100_000], return_counts=True)
     centres = np.linspace(-1.5, 1.5, 8)
-    return np.asarray(often @ np.exp(-((some[:, None] - centres) ** 2) / (2 * 0.25**2)) / often.sum())
+    return np.asarray((often[:, None] * np.exp(-((some[:, None] - centres) ** 2) / (2 * 0.25**2))).sum(axis=0) / often.sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isocenter.analysis.case_growth import TrackGrowth, grow
@@ -41,7 +41,7 @@ class MeasuredVisit:
     """A visit and its lesions; found is None where there was no scan (or none that could be used), reason says why.
 
     spacing: of the scan, mm. carried: the lesions' centroids in the next visit's scan, None where that is not registered.
-    new_lesions: what a person said; None lets the tracks decide.
+    new_lesions: what a person said; None lets the tracks decide. onward: 3 x 4, LPS mm of this scan to those of the next visit's.
     """
 
     timepoint: Timepoint
@@ -51,6 +51,7 @@ class MeasuredVisit:
     new_lesions: bool | None = None
     reason: str | None = None
     notes: tuple[str, ...] = ()
+    onward: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,21 @@ def _graph(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> 
     visits = [(v.timepoint.timepoint_id, located(v.found or ())) for v in seen]
     carried = [located(v.found or (), v.carried) for v in seen[:-1]]
     registered = all(v.carried is not None for v in seen[:-1])
-    return follow(visits, carried, position_sd_mm=5.0 if registered else 10.0, shift_sd_mm=0.0 if registered else 50.0, corrections=corrections)
+    onward = [_way(v.onward) if registered else None for v in seen[:-1]]
+    sd, shift = (5.0, 0.0) if registered else (10.0, 50.0)
+    return follow(visits, carried, onward=onward, position_sd_mm=sd, shift_sd_mm=shift, corrections=corrections)
+
+
+def _way(matrix: tuple[tuple[float, ...], ...] | None) -> Callable[[Triple], Triple] | None:
+    """A place in one scan to the same in the next."""
+    if matrix is None:
+        return None
+
+    def way(place: Triple) -> Triple:
+        x, y, z = (float(sum(a * b for a, b in zip(row, (*place, 1.0), strict=True))) for row in matrix)
+        return x, y, z
+
+    return way
 
 
 def _choose(baseline: MeasuredVisit, graph: LesionGraph, roles: Mapping[Node, bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -83,7 +83,7 @@ def bring(
     aligner: Aligner, before: MeasuredVisit, after: MeasuredVisit, scans: Mapping[str, VisitFiles], home: Path, freedom: Freedom
 ) -> MeasuredVisit:
     """`before` with its lesions' positions in the next visit's scan, or unchanged where the two cannot be registered."""
-    if not before.found or not after.found:
+    if before.found is None or after.found is None:
         return before
     name, then = before.timepoint.timepoint_id, after.timepoint.timepoint_id
     keys = [*(files.key_of(home / n, "volume") for n in (name, then)), str(freedom), _VERSION]
@@ -126,4 +126,5 @@ def carried(before: MeasuredVisit, then: str, stored: Mapping[str, Any], field: 
     moved = others if shift is None else others + shift.at(others)
     rest = iter(moved @ matrix[:, :3].T + matrix[:, 3])
     points = [known[p] if p in known else next(rest) for p in places]
-    return replace(before, notes=(*before.notes, *refused), carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))
+    onward = tuple(tuple(float(v) for v in row) for row in matrix)
+    return replace(before, notes=(*before.notes, *refused), onward=onward, carried=tuple((float(p[0]), float(p[1]), float(p[2])) for p in points))

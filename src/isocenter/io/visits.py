@@ -26,6 +26,7 @@ _MOST_VISITS = 500
 _MOST_JSON = 4 * 1024 * 1024
 _HEAD = 4096
 _MOST_NAME = 100
+_MOST_DAYS = 100_000
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,9 @@ def _study(
 ) -> StudyFiles:
     """Visits by day; days begin at 0. Raises `InputError` for two visits on one day or of one name."""
     visits = sorted(visits, key=lambda v: v.day)
+    days = [*(v.day for v in visits), *(t.start_day for t in therapies)]
+    if any(abs(day) > _MOST_DAYS for day in days):  # what is no number is refused by its own rule
+        raise InputError(f"a day lies within {_MOST_DAYS:,} days of the first visit")
     if len({v.day for v in visits}) != len(visits):
         raise InputError("two visits are on one day; keep one of them, or give them different days")
     if len({v.id for v in visits}) != len(visits):

@@ -241,7 +241,7 @@ class _Work:
         pairs = list(pairwise([r for r in rows if r.measured.get("lesions") is not None]))
         for k, (before, after) in enumerate(pairs):
             keys = [before.key, after.key, str(freedom)]
-            if not (before.measured["lesions"] and after.measured["lesions"]) or (after.registration or {}).get("keys") == keys:
+            if (after.registration or {}).get("keys") == keys:
                 continue
             self._run.check(0.7 + 0.2 * k / len(pairs), f"{before.timepoint_id}: bringing it to the next visit")
             places = [tuple(lesion["size"]["centroid_lps_mm"]) for lesion in before.measured["lesions"]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from isocenter.analysis.tracking.match import Link, Located, Matches, match
 from isocenter.core.errors import NotFoundError, UsageError
+from isocenter.core.geometry import Triple
 
 Node = tuple[str, str]  #: (visit, lesion)
 
@@ -20,11 +21,15 @@ class Event(StrEnum):
     DISAPPEARED = "disappeared"
     SPLIT = "split"
     MERGED = "merged"
+    RETURNED = "returned"
 
 
 @dataclass(frozen=True)
 class Happening:
-    """An event. lesions: of this visit, for `DISAPPEARED` of the one before. parents: where they came from."""
+    """An event. lesions: of this visit, for `DISAPPEARED` of the one before. parents: where they came from.
+
+    For `RETURNED` the parent is the lesion as it was last seen, at an earlier visit than the one before.
+    """
 
     visit: str
     event: Event
@@ -44,7 +49,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class LesionGraph:
-    """Lesions by visit, the links between neighbouring visits, events, and the tracks that they make.
+    """Lesions by visit, the links between neighbouring visits (and over visits at which one was gone), events, and their tracks.
 
     tracks: by name ("L1", …, in order of first appearance), the lesion at each visit at which it is seen. A lesion that
     split or merged goes on as its largest part.
@@ -86,6 +91,7 @@ def follow(
     visits: Sequence[tuple[str, Sequence[Located]]],
     carried: Sequence[Sequence[Located]] | None = None,
     *,
+    onward: Sequence[Callable[[Triple], Triple] | None] = (),
     position_sd_mm: float = 5.0,
     shift_sd_mm: float = 0.0,
     corrections: Sequence[Correction] = (),
@@ -93,7 +99,8 @@ def follow(
     """Follow lesions through visits in their order.
 
     visits: (name, lesions in that visit's own scan). carried: for each visit but the last, its lesions with their
-    positions carried into the next visit's scan; by default as they are. See `match` for the rest.
+    positions carried into the next visit's scan; by default as they are. onward: the same for any place, so that lesions that are gone are
+    known again where they return; without it by the common shift. See `match` for the rest.
     Raises `UsageError` for visits of one name, two lesions of one id in a visit, or corrections that contradict.
     """
     names = [name for name, _ in visits]
@@ -104,6 +111,7 @@ def follow(
     events: list[Happening] = []
     tracks: dict[str, dict[str, str]] = {}
     current: dict[str, str] = {}
+    gone: dict[str, Located] = {}  # by track, where each would be in this visit's scan
     for k, (name, found) in enumerate(visits):
         if k == 0:
             current = _begin(tracks, name, [lesion.id for lesion in found])
@@ -120,14 +128,46 @@ def follow(
             never=[(c.before[1], c.after[1]) for c in said if not c.same],
         )
         links[(last, name)] = (*matches.links, *matches.splits, *matches.merges)
-        events += _happened(name, matches)
         going = {link.after: current[link.before] for link in matches.links}
+        way = onward[k - 1] if k <= len(onward) else None
+        gone = {track: _moved(one, way, matches.shift_mm) for track, one in gone.items()}
+        back = _returned(gone, [b for b in found if b.id in matches.appeared], tracks, name, position_sd_mm, corrections)
+        for link in back:
+            seen, parent = list(tracks[link.before].items())[-1]
+            links[(seen, name)] = (*links.get((seen, name), ()), replace(link, before=parent))
+            events.append(Happening(name, Event.RETURNED, (link.after,), (parent,)))
+            going[link.after] = link.before
+            del gone[link.before]
+        events += _happened(name, replace(matches, appeared=tuple(b for b in matches.appeared if b not in going)))
+        carried_there = {a.id: a for a in moved}
+        gone |= {current[a]: _moved(replace(carried_there[a], id=current[a]), None, matches.shift_mm) for a in matches.disappeared}
         for lesion, track in going.items():
             tracks[track][name] = lesion
         fresh = _begin(tracks, name, [lesion.id for lesion in found if lesion.id not in going])
         current = {**going, **fresh}
     lesions = {name: tuple(lesion.id for lesion in found) for name, found in visits}
     return LesionGraph(tuple(names), lesions, links, tuple(events), tracks, tuple(corrections))
+
+
+def _moved(one: Located, way: Callable[[Triple], Triple] | None, shift: Triple) -> Located:
+    x, y, z = one.position
+    return replace(one, position=way(one.position) if way is not None else (x + shift[0], y + shift[1], z + shift[2]))
+
+
+def _returned(
+    gone: Mapping[str, Located],
+    appeared: Sequence[Located],
+    tracks: Mapping[str, Mapping[str, str]],
+    visit: str,
+    position_sd_mm: float,
+    corrections: Sequence[Correction],
+) -> tuple[Link, ...]:
+    """Of what appeared, the lesions that are back where one of `gone` was; links from tracks. RECIST 1.1 follows them as what they were."""
+    if not gone or not appeared:
+        return ()
+    nodes = {list(seen.items())[-1]: track for track, seen in tracks.items() if track in gone}
+    never = [(nodes[c.before], c.after[1]) for c in corrections if not c.same and c.after[0] == visit and c.before in nodes]
+    return match(list(gone.values()), appeared, position_sd_mm=position_sd_mm, never=never).links
 
 
 def _begin(tracks: dict[str, dict[str, str]], visit: str, lesions: Sequence[str]) -> dict[str, str]:
