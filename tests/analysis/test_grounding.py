@@ -519,6 +519,13 @@ def test_it_is_what_was_named_last(case: Case) -> None:
     assert [p.what for p in bad.problems] == ["17.0 mm"]
 
 
+@pytest.mark.parametrize("word", ["one hundred and ", "L1 measured 25.0 mm and ", "visit-1, ", "not ", "25 "])
+def test_a_model_that_repeats_itself_is_refused_at_once(word: str, case: Case) -> None:
+    told = ground(word * 5000, case)
+    assert told.refused
+    assert [p.kind for p in told.problems] == ["claim"]
+
+
 DAY = date(2026, 1, 10)
 LUNG, LIVER = ((20, 30, 30), 12, "left lung"), ((40, 70, 70), 9, "liver")
 SMALL = ((20, 30, 30), 9, "left lung")

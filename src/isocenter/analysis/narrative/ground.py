@@ -8,17 +8,20 @@ style. What it cannot take apart it refuses: a true sentence may be lost, which 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative import claims, trends
-from isocenter.analysis.narrative.facts import facts
+from isocenter.analysis.narrative.facts import Fact, facts
 from isocenter.analysis.narrative.numbers import wrong_numbers
 from isocenter.analysis.narrative.reading import Mention, read
 from isocenter.analysis.narrative.template import write
 
 _PRONOUN = re.compile(r"\b(?:it|its|this lesion|that lesion|the lesion|the same lesion|the former|the latter)\b", re.I)
 
+#: Characters of a sentence; a longer one is a model that repeats itself, and is not taken apart.
+_LONGEST = 600
 #: Shorter words of the case are no quotation.
 _LEAST_QUOTE = 25
 
@@ -49,12 +52,13 @@ def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
     problems: list[Problem] = []
     bad: set[int] = set()
     about: tuple[str, ...] = ()
+    known = facts(case)
     for k, sentence in enumerate(sentences):
-        found = check(sentence, case, about)
+        found = check(sentence, case, about, known)
         problems += found
         if found:
             bad.add(k)
-        named = tuple(m.name for m in read(sentence, case).lesions)
+        named = tuple(m.name for m in read(sentence[:_LONGEST], case).lesions)
         # "It" is what was named last; without its sentence nobody knows what that was.
         about = named or (about if _PRONOUN.search(sentence) else ())
     kept = [s for k, s in enumerate(sentences) if k not in bad]
@@ -62,8 +66,10 @@ def ground(text: str, case: Case, *, least: float = 0.5) -> Grounded:
     return Grounded("" if refused else " ".join(kept), tuple(problems), bool(bad) and not refused, refused, len(sentences))
 
 
-def check(sentence: str, case: Case, about: tuple[str, ...] = ()) -> list[Problem]:
-    """What one sentence says that the case does not hold. about: the lesions that "it" stands for."""
+def check(sentence: str, case: Case, about: tuple[str, ...] = (), known: Sequence[Fact] | None = None) -> list[Problem]:
+    """What one sentence says that the case does not hold. about: the lesions that "it" stands for. known: `facts` of the case."""
+    if len(sentence) > _LONGEST:
+        return [Problem(sentence, "claim", f"more than {_LONGEST} characters without an end")]
     said = sentence
     for quote in _quotes(case):
         said = said.replace(quote, " ")
@@ -73,7 +79,7 @@ def check(sentence: str, case: Case, about: tuple[str, ...] = ()) -> list[Proble
     if inherited and it:
         reading = reading.having([Mention(it.start(), it.end(), name) for name in inherited])
     found = list(reading.unknown)
-    found += wrong_numbers(reading, case, facts(case))
+    found += wrong_numbers(reading, case, facts(case) if known is None else known)
     found += claims.sides(reading, case)
     found += claims.new_lesions(reading, case)
     found += claims.presence(reading, case)
