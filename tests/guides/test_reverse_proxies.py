@@ -108,12 +108,11 @@ def running(command: list[str], folder: Path, **env: str) -> Iterator[None]:
 def wait_for(proxy: Proxy) -> None:
     deadline = time.monotonic() + 120
     while True:
-        try:
-            assert proxy.ask("GET", "/healthz")[0] == 200
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            if proxy.ask("GET", "/healthz")[0] == 200:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
