@@ -311,7 +311,11 @@ class Service:
     # ... or what their pictures look like to a model, as vectors.
 
     def describe(self, pictures: Sequence[NDArray[np.uint8]], *, model: str | None = None) -> NDArray[np.float32]:
-        """(pictures, dimensions), each of length one. Pictures of several callers are computed together."""
+        """(pictures, dimensions), each of length one."""
+        return np.stack(self.describe_soon(pictures, model=model).result())
+
+    def describe_soon(self, pictures: Sequence[NDArray[np.uint8]], *, model: str | None = None) -> Future[list[NDArray[np.float32]]]:
+        """As `describe`, in the runtime's queue: pictures of several callers are computed together, except from an inference thread."""
         spec = self._spec(model, Task.DESCRIBE)
 
         def work(lease: Lease, batch: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
@@ -319,7 +323,7 @@ class Service:
 
         if not pictures:
             raise PromptError("give at least one picture")
-        return np.stack(self.runtime.batched(spec, "pictures", pictures, work).result())
+        return self.runtime.batched(spec, "pictures", pictures, work)
 
     # 3. Housekeeping.
 

@@ -39,9 +39,10 @@ async def describe(request: Request, here: Here) -> dict[str, Any]:
         registry, model = here.service.registry, form.text("model")[:128]
         spec = await here.read(lambda: registry.spec(model) if model else registry.first(Task.DESCRIBE))
         pictures = await here.read(lambda: _pictures(here, form))
-        vectors = await here.infer(lambda: here.service.describe(pictures, model=spec.id))
+        asked = await here.read(lambda: here.service.describe_soon(pictures, model=spec.id))
+        vectors = await here.wait(asked)
     told = {"model": spec.id, "version": spec.version, "weights_sha256": spec.weights_sha256}
-    return {**told, "dimensions": int(vectors.shape[1]), "vectors": [[round(float(v), 7) for v in row] for row in vectors]}
+    return {**told, "dimensions": len(vectors[0]), "vectors": [[round(float(v), 7) for v in row] for row in vectors]}
 
 
 def _pictures(here: Context, form: Form) -> list[NDArray[np.uint8]]:
