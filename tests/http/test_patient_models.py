@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from isocenter.io import picture
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, track
 from tests.http.test_patients import BASE, ended
+from tests.http.test_together import held, waits_for
 from tests.models.test_medgemma import multimodal  # noqa: F401 - a fixture
 from tests.models.test_medsiglip import folder as siglip  # noqa: F401 - a fixture
 
@@ -117,6 +119,21 @@ def test_pictures_are_described_in_their_order(client: TestClient, ct_nifti: byt
     assert client.post("/api/v1/describe", data={"slice": "1"}).status_code == 422
     assert client.post("/api/v1/describe", files=[("file", ("x.png", b"no"))]).status_code == 415
     assert client.post("/api/v1/describe", files=[("file", (f"{k}.png", b"no")) for k in range(65)]).status_code == 413
+
+
+def test_pictures_of_several_clients_are_described_in_one_batch(client: TestClient) -> None:
+    service = client.app.state.context.service  # type: ignore[attr-defined]
+    rng = np.random.default_rng(1)
+    sent = [{"file": (f"{k}.png", picture.png(rng.integers(0, 256, (40, 50), dtype=np.uint8)))} for k in range(3)]
+    alone = [client.post("/api/v1/describe", files=files).json()["vectors"][0] for files in sent]
+    with ThreadPoolExecutor(3) as pool:
+        with held(service) as batches:
+            before = batches.batches
+            waiting = [pool.submit(client.post, "/api/v1/describe", files=files) for files in sent]
+            waits_for(batches, 3)
+        together = [future.result(120).json()["vectors"][0] for future in waiting]
+    assert batches.batches == before + 1
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_the_command_line_describes_lesions_and_has_the_case_told(models: Path, study: Path, tmp_path: Path) -> None:
