@@ -193,7 +193,8 @@ def test_clients_of_predict_2d_and_of_the_native_api_share_a_batch(service: Serv
         assert answer.status_code == 200, answer.text[:300]
         assert answer.headers["X-Isocenter-Model"] == "biomedparse"
         with np.load(io.BytesIO(answer.content)) as arrays:
-            return np.asarray(arrays[arrays.files[0]])[0]
+            volume: NDArray[Any] = arrays[arrays.files[0]]
+        return np.asarray(volume[0])
 
     ways = [predict, segment, predict, segment]
     with ThreadPoolExecutor(4) as pool:
@@ -253,11 +254,11 @@ def test_clients_pictures_are_seen_by_sam_in_one_pass(clicks: Service, monkeypat
     def post(number: int) -> Any:
         y, x = places[number]
         params = {"nninter": "sam", "pos_points": [[x, y, 0]], "neg_points": [], "result_space": "world", "client_id": f"client-{number}"}
-        return client.post(
+        return web.post(
             "/infer/segmentation?output=image", data={"params": json.dumps(params)}, files={"file": ("a.png", png(PICTURES[number]), "image/png")}
         )
 
-    with TestClient(create_app(clicks.settings), base_url="http://127.0.0.1") as client, ThreadPoolExecutor(3) as pool:
+    with TestClient(create_app(clicks.settings), base_url="http://127.0.0.1") as web, ThreadPoolExecutor(3) as pool:
         with held(clicks) as batches:
             waiting = [pool.submit(post, number) for number in range(3)]
             waits_for(batches, 3)
