@@ -144,6 +144,7 @@ def uploads(folder: Path) -> None:
     for name, s in seconds.items():
         print(f"{name:12} 1 GB {s['one']:.2f} s (+{s['grown']:.0f} MiB)   4 x 200 MB at once {s['four']:.2f} s (+{s['grown4']:.0f} MiB)")
     peer, ours = seconds["UploadFile"], seconds["ours"]
+    print("the first upload of 1 GB after a start: " + ", ".join(f"{name} {s['first']:.2f} s" for name, s in seconds.items()))
     print(f"ratio        1 GB {peer['one'] / ours['one']:.2f}   4 x 200 MB {peer['four'] / ours['four']:.2f}")
 
 
@@ -152,18 +153,25 @@ def _upload(folder: Path, name: str, code: str, big: Path, small: Path) -> dict[
     (folder / f"bench_{name}.py").write_text(code)
     arguments = [str(folder / f"bench_{name}.py"), str(PORT)]
     with process(arguments, f"http://127.0.0.1:{PORT}/upload", str(folder)) as server:
-        post(PORT, "/upload", small, "x.bin", {})
+        # A virtual machine's host takes memory back that lies idle, and hands it out again far more slowly than bytes arrive:
+        # what the first upload's pages cost says nothing of either server.
+        first = post(PORT, "/upload", big, "x.bin", {})[2]
         with Peak(server) as peak:
-            one = post(PORT, "/upload", big, "x.bin", {})[2]
-        threads = [threading.Thread(target=post, args=(PORT, "/upload", small, "x.bin", {})) for _ in range(4)]
-        started = time.perf_counter()
+            one = min(post(PORT, "/upload", big, "x.bin", {})[2] for _ in range(3))
         with Peak(server) as peak4:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        four = time.perf_counter() - started
-    return {"one": one, "four": four, "grown": peak.grown, "grown4": peak4.grown}
+            four = min(_at_once(small) for _ in range(3))
+    return {"one": one, "four": four, "first": first, "grown": peak.grown, "grown4": peak4.grown}
+
+
+def _at_once(file: Path) -> float:
+    """Seconds that four uploads take together."""
+    threads = [threading.Thread(target=post, args=(PORT, "/upload", file, "x.bin", {})) for _ in range(4)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
 
 
 #: Asks for /healthz again and again until its standard input is closed: a process of its own, since this one has uploads to send.
