@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_a_lesion_by_a_click_and_one_by_a_box(service: Service, tmp_path: Path) 
     for lesion in case.lesions:
         assert lesion.longest_mm == pytest.approx(13, abs=1.5)
     assert [round(lesion.centroid_lps_mm[0]) for lesion in case.lesions if lesion.centroid_lps_mm] == [16, 40]
+
+
+def test_of_what_a_click_or_a_box_found_only_the_lesion_counts(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer in several parts is one lesion: the part that was clicked on, or the largest in the box; the others are named, not measured."""
+    answer = np.zeros((40, 48, 56), np.uint8)
+    answer[10:14, 12:16, 14:18] = answer[30:38, 30:38, 30:38] = answer[30:32, 5:7, 5:7] = 1
+    volume = Volume(np.zeros(answer.shape, np.int16), modality="CT", unit="HU")
+    (tmp_path / "ct.nii.gz").write_bytes(write.encode_image(volume, ".nii.gz"))
+    row = {"day": 0, "image": "ct.nii.gz", "modality": "CT", "clicks": [[[16, 14, 12]]], "boxes": [[1, 1, 1, 50, 40, 39]]}
+    (tmp_path / "study.json").write_text(json.dumps({"patient_id": "x", "visits": [row]}))
+    monkeypatch.setattr(service, "segment", lambda scan, prompts, run: SimpleNamespace(mask=answer))
+    case = track(service, tmp_path, tmp_path / "out", options=TrackOptions(registration=None, preprocessed=False, formats=("json",)))
+    assert [lesion.volume_mm3 for lesion in case.lesions] == [64.0, 512.0]
+    left_out = [note for note in case.visits[0].notes if "left out" in note]
+    assert [("clicks" in note, "largest" in note) for note in left_out] == [(True, False), (False, True)]
+    assert all("2 parts" in note for note in left_out)
 
 
 def test_visits_out_of_order_are_put_in_order(tmp_path: Path) -> None:

@@ -14,15 +14,14 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from isocenter.analysis import appearance, slices
+from isocenter.analysis import appearance, lesions, slices
 from isocenter.analysis.case import Found, MeasuredVisit
-from isocenter.analysis.lesions import measure_lesion
 from isocenter.analysis.report.scans import each_lesion
 from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import onto
 from isocenter.core.model import QUIET, Run, Task
 from isocenter.core.patient import Timepoint
-from isocenter.core.prompts import Box, Point, Prompt, Text
+from isocenter.core.prompts import Box, Point, Prompt, Text, Voxel
 from isocenter.core.volume import Volume
 from isocenter.followup import files
 from isocenter.followup.options import TrackOptions
@@ -31,7 +30,7 @@ from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.service import Service
 
 #: Anything that changes what a visit's files hold changes this.
-_VERSION = "2"
+_VERSION = "3"
 _BLOCK = 4 * 1024 * 1024
 
 
@@ -159,8 +158,14 @@ def _mask(service: Service, visit: VisitFiles, scan: Volume, options: TrackOptio
         clicked: list[list[Prompt]] = [[Point((z, y, x)) for x, y, z in clicks] for clicks in visit.clicks]
         boxed: list[list[Prompt]] = [[Box((c, b, a), (f + 1, e + 1, d + 1))] for a, b, c, d, e, f in visit.boxes]
         for k, prompts in enumerate((*clicked, *boxed), start=1):
-            one = service.segment(scan, prompts, run=run)
-            mask[(one.mask != 0) & (mask == 0)] = k
+            parts = lesions.split(service.segment(scan, prompts, run=run).mask)
+            points = [p.zyx for p in prompts if isinstance(p, Point)]
+            meant = [part for part in parts if any(_holds(part, p) for p in points)] if points else parts[:1]
+            for box, inside in meant:
+                there = mask[box]
+                there[inside & (there == 0)] = k
+            if len(meant) < len(parts):
+                notes = (*notes, f"lesion {k}: {len(parts) - len(meant)} parts apart from the {'clicks' if points else 'largest one'} were left out")
         return mask, "clicks", notes
     if options.model is None:
         raise ModelError(
@@ -176,6 +181,13 @@ def _mask(service: Service, visit: VisitFiles, scan: Volume, options: TrackOptio
     return result.mask, "model", (*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}")
 
 
+def _holds(part: tuple[tuple[slice, slice, slice], NDArray[np.bool_]], zyx: Voxel) -> bool:
+    """Whether a part of a mask, in its box, holds a point (voxel indices z, y, x)."""
+    box, inside = part
+    place = [v - side.start for v, side in zip(zyx, box, strict=True)]
+    return all(0 <= at < n for at, n in zip(place, inside.shape, strict=True)) and bool(inside[tuple(place)])
+
+
 def _lesions(
     study: StudyFiles, mask: NDArray[np.generic], scan: Volume, method: str, options: TrackOptions
 ) -> tuple[tuple[Found, ...], NDArray[np.float32]]:
@@ -183,7 +195,7 @@ def _lesions(
     found: list[Found] = []
     vectors: list[NDArray[np.float32]] = []
     for label, box, inside in each_lesion(mask, scan.grid, options.least_mm3):
-        size = measure_lesion(inside, box, scan.grid, scan)
+        size = lesions.measure_lesion(inside, box, scan.grid, scan)
         vector = appearance.vector(inside, box, size, scan)
         vectors.append(vector)
         name = f"lesion-{len(found) + 1}"
