@@ -18,6 +18,7 @@ from isocenter.analysis.tracking.change import changes
 from isocenter.analysis.tracking.register import Freedom, register
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Volume
+from isocenter.followup.changes import compare
 from isocenter.io import door
 
 Mask = NDArray[np.bool_]
@@ -80,6 +81,8 @@ def main() -> None:
     print("| method | Dice | recall | precision | of the expert's regions | regions beside |\n|---|---|---|---|---|---|")
     print(row("changes", on(change.both, later, expert, back), truth))
     print(row("changes, bright=False", on(changes(later, earlier, found.matrix, region, bright=False).both, later, expert, back), truth))
+    whole = compare(earlier, later)
+    print(row("`isocenter changes` without a region", on(whole.result.mask != 0, later, expert, back), truth))
     raw = np.nan_to_num(_plain(earlier, later, found.matrix, region))
     for name, image in (
         ("difference image, its best threshold", raw),

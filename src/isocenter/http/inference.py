@@ -20,7 +20,7 @@ from isocenter.core.errors import ConflictError, InputError, LimitError, NotFoun
 from isocenter.core.model import ModelSpec
 from isocenter.http import bodies
 from isocenter.http import inference_answers as answers
-from isocenter.http.body import MAX_FIELD_BYTES, read_form
+from isocenter.http.body import read_form
 from isocenter.http.context import owner_of
 from isocenter.http.errors import missing
 from isocenter.http.inference_answers import Submission
@@ -147,15 +147,11 @@ async def models(desk: Desk) -> list[dict[str, Any]]:
 
 async def _submission(request: Request) -> Submission:
     """The body of a submission, which is not read beyond what it may hold."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FIELD_BYTES:
-            raise LimitError("the request is too large", limit="form field bytes", value=MAX_FIELD_BYTES)
+    body = await bodies.json_bytes(request)
     if b"\\u0000" in body:
         raise UsageError("the request holds a NUL character")
     try:
-        return Submission.model_validate_json(bytes(body))
+        return Submission.model_validate_json(body)
     except ValidationError as error:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
 

@@ -94,7 +94,7 @@ def write_wire(mask: NDArray[np.generic], avoid: Sequence[bytes] = ()) -> bytes:
 
 def _bounds(mask: NDArray[np.generic], box: Box) -> Box | None:
     """The smallest box around what is not zero inside `box`."""
-    part = mask[box.slices] != 0
+    part = mask[box.slices]
     planes = np.flatnonzero(part.any(axis=(1, 2)))
     if not planes.size:
         return None
