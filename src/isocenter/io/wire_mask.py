@@ -95,10 +95,10 @@ def write_wire(mask: NDArray[np.generic], avoid: Sequence[bytes] = ()) -> bytes:
 def _bounds(mask: NDArray[np.generic], box: Box) -> Box | None:
     """The smallest box around what is not zero inside `box`."""
     part = mask[box.slices]
-    planes = np.flatnonzero(part.any(axis=(1, 2)))
+    planes = np.flatnonzero(np.any(part, axis=(1, 2)))
     if not planes.size:
         return None
-    flat = part[planes[0] : planes[-1] + 1].any(axis=0)
+    flat = np.asarray(np.any(part[planes[0] : planes[-1] + 1], axis=0), dtype=np.bool_)
     rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
     z, y, x = box.lo
     lo = (z + int(planes[0]), y + int(rows[0]), x + int(columns[0]))
