@@ -19,11 +19,11 @@ def dice(a: Mask, b: Mask) -> float:
 
 def deepest(mask: Mask, spacing: Triple) -> Voxel:
     """The voxel (z, y, x) farthest from the mask's outside, in mm; the mask must not be empty."""
-    import edt
+    from isocenter.models._distance import distance
 
     z, y, x = (slice(int(u[0]), int(u[-1]) + 1) for u in (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))))
-    part = np.ascontiguousarray(mask[z, y, x])
-    depth = edt.edt(part, anisotropy=spacing, black_border=True)
+    part = mask[z, y, x]
+    depth = distance(np.pad(part, 1), spacing)[1:-1, 1:-1, 1:-1]
     at = np.unravel_index(int(depth.argmax()), part.shape)
     return int(at[0]) + z.start, int(at[1]) + y.start, int(at[2]) + x.start
 

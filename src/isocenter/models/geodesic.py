@@ -54,4 +54,5 @@ class Geodesic:
 
 def warm() -> None:
     """Compile every kernel, or load it from the cache: once per process, callable from any thread."""
+    from isocenter.models import _distance  # noqa: F401
     from isocenter.models._geodesic import kernels, voxel_kernels  # noqa: F401  explicit signatures: importing compiles

@@ -96,6 +96,7 @@ class _GraphCut:
 
     def load(self, context: ModelContext) -> None:
         """Compile the kernels or take them from the cache."""
+        from isocenter.models import _distance  # noqa: F401 - compiled when imported
         from isocenter.models._graphcut import maxflow
 
         self._context = context
@@ -315,8 +316,7 @@ def _nearness(seeds: NDArray[np.uint8], spacing: Triple) -> tuple[NDArray[np.int
 
     Intensities alone run into every neighbour that looks alike, as far as the box goes.
     """
-    import edt
-
+    from isocenter.models._distance import distance
     from isocenter.models._graphcut import _build, maxflow
 
     shifts = [0, 0, 0]
@@ -331,7 +331,7 @@ def _nearness(seeds: NDArray[np.uint8], spacing: Triple) -> tuple[NDArray[np.int
         away = np.ones(shape, bool)
         where = np.nonzero(seeds == kind)
         away[tuple(w >> s for w, s in zip(where, shifts, strict=True))] = False
-        distances.append(edt.edt(away, anisotropy=tuple(size)) if not away.all() else np.full(shape, 1e3 * max(spacing), np.float32))
+        distances.append(distance(away, (size[0], size[1], size[2])) if not away.all() else np.full(shape, 1e3 * max(spacing), np.float32))
     blur = 2 * min(spacing)  # distances below two voxels say nothing
     prior = _NEARNESS * np.log((distances[1] + blur) / (distances[0] + blur))
     return np.rint(prior * maxflow.UNIT).astype(np.int32), (shifts[0], shifts[1], shifts[2])

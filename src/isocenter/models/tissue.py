@@ -49,7 +49,8 @@ class Tissue:
         self._lock = Lock()
 
     def load(self, context: ModelContext) -> None:
-        """There is nothing to load."""
+        """Compile the kernel or take it from the cache."""
+        from isocenter.models import _distance  # noqa: F401 - compiled when imported
 
     def close(self) -> None:
         with self._lock:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import edt
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.models._distance import distance
 from isocenter.models._geodesic import voxel_kernels
 from isocenter.models._geodesic.features import CAP, Scene, describe, locally
 from isocenter.models._geodesic.regions import Click, Family, clear_cuts, families, score, vote
@@ -143,6 +143,6 @@ def _outline(inside: NDArray[np.bool_], window: Window) -> F32:
     """Distance (steps) of each voxel to the outline, negative inside; the window's faces are no outline."""
     if inside.all() or not inside.any():
         return np.full(window.shape, -CAP if inside.any() else CAP, np.float32)
-    distance: F32 = edt.edt(inside.astype(np.uint8) + np.uint8(1), anisotropy=tuple(float(s) for s in window.steps))
-    np.minimum(distance, np.float32(CAP), out=distance)
-    return np.where(inside, -distance, distance)
+    z, y, x = (float(s) for s in window.steps)
+    away = distance(inside, (z, y, x), CAP, both=True)
+    return np.negative(away, where=inside, out=away)

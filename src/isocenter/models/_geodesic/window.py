@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import edt
 import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.prompts import Box
+from isocenter.models._distance import distance
 from isocenter.models._geodesic import kernels
 from isocenter.models._geodesic.prepared import Index, Prepared
 
@@ -117,8 +117,8 @@ class Window:
             return kernels.nearest(np.ascontiguousarray(points), self.steps, *self.shape, cap)
         away = np.ones(self.shape, np.uint8)
         away[tuple(points.T)] = 0
-        distance: F32 = edt.edt(away, anisotropy=tuple(float(s) for s in self.steps))
-        return np.minimum(distance, np.float32(cap))
+        z, y, x = (float(s) for s in self.steps)
+        return distance(away, (z, y, x), cap)
 
     def inner(self, box: Box) -> tuple[slice, slice, slice]:
         """A full-resolution box as an index of this window, rounded inwards to the nearest working voxels."""

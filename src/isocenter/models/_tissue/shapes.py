@@ -13,34 +13,18 @@ from isocenter.models._tissue.grid import Field, Mask
 
 Labels = NDArray[np.int32]
 
-#: Voxels that the distance transform is given at once: some 30 ms.
-PIECE = 500_000
 #: Balls of more voxels than this are not made by shifting.
 SHIFTS = 60
 
 
 def depth(mask: Mask, spacing: Triple, cap: float) -> Field:
-    """Distance in mm of each voxel of the mask to the nearest voxel outside of it, up to `cap`; 0 outside.
-
-    Done in pieces that overlap by `cap`, since the transform holds the interpreter lock for as long as a call takes.
-    """
-    import edt
+    """Distance in mm of each voxel of the mask to the nearest voxel outside of it, up to `cap`; 0 outside."""
+    from isocenter.models._distance import distance
 
     out = np.zeros(mask.shape, np.float32)
     box = bounds(mask, 1)
-    if box is None:
-        return out
-    part, into = mask[box], out[box]
-    halo = int(cap / spacing[0]) + 1
-    step = max(4, PIECE // max(part[0].size, 1) - 2 * halo)
-    for start in range(0, len(part), step):
-        lo, hi = max(0, start - halo), min(len(part), start + step + halo)
-        piece = np.ascontiguousarray(part[lo:hi])
-        if piece.all():
-            into[start : start + step] = cap
-            continue
-        found = edt.edt(piece, anisotropy=spacing, black_border=False)[start - lo : start - lo + step]
-        np.minimum(found, np.float32(cap), out=into[start : start + step])
+    if box is not None:
+        out[box] = distance(mask[box], spacing, cap)
     return out
 
 
