@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,8 @@ import numpy as np
 import psutil
 
 MIB = 1024 * 1024
-PORT = 8917
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    PORT = _free.getsockname()[1]
 #: As curl makes them. The search for a very short one would take longer than all the rest.
 BOUNDARY = "------------------------d74496d66958873e5f2c1a"
 PEER = """
