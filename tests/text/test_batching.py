@@ -207,6 +207,22 @@ def test_who_leaves_takes_his_texts_along_but_not_those_of_others(batcher: Batch
     assert (1,) * 20 not in [t for b in run.batches for t in b]
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_text_that_all_have_left_can_be_asked_for_again(batcher: Batcher, run: Recorder, order: tuple[int, ...]) -> None:
+    lane = Lane("a", run, 0)
+    run.go.clear()
+    held = batcher.submit(lane, [(9,) * 50])
+    assert run.entered.wait(60)
+    leavers = [batcher.submit(lane, [(1,) * 20, (i + 2,)]) for i in range(3)]
+    for i in order:
+        assert batcher.drop(leavers[i])
+    assert len(batcher._known) == 1
+    again = batcher.submit(lane, [(1,) * 20])
+    run.go.set()
+    assert again.future.result(60) == [20]
+    assert held.future.result(60) == [450]
+
+
 def test_the_queue_is_bounded(batcher: Batcher, run: Recorder) -> None:
     run.go.clear()
     batcher.submit(Lane("a", run, 0), [(9,)])

@@ -169,7 +169,8 @@ class Batcher:
                 return False
             self._tickets.remove(ticket)
             for item in ticket.queued:
-                item.waiting = [w for w in item.waiting if w[0] is not ticket]
+                # Whoever waited for another's text and left before is still in its list, and must not inherit it.
+                item.waiting = [w for w in item.waiting if w[0] in self._tickets]
                 if item.waiting:
                     heir = item.waiting[0][0]
                     heir.queued = sorted([*heir.queued, item], key=lambda i: len(i.ids))
