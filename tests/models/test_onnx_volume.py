@@ -15,7 +15,7 @@ from isocenter.core.errors import CancelledError, UnsupportedError, UsageError
 from isocenter.core.geometry import Grid, reorient
 from isocenter.core.model import ModelContext, Run
 from isocenter.core.volume import Volume
-from isocenter.models import onnx_volume
+from isocenter.models import _openvino, onnx_volume
 from isocenter.models._onnx import chain, tiles
 from isocenter.models._onnx.engine import make
 from tests.models import onnx_networks as nets
@@ -150,8 +150,21 @@ def test_engines_agree_and_are_named(tmp_path: Path) -> None:
     assert any("ONNX Runtime" in note and "float32" in note for note in answers["onnxruntime"].notes)
     assert any("OpenVINO" in note and "float32" in note for note in answers["openvino"].notes)
     assert any("OpenVINO" in note for note in answers["auto"].notes)
-    half = nets.loaded(tmp_path / "half", nets.unet(), nets.config(), engine="openvino", precision="bfloat16")
-    assert any("bfloat16" in note for note in half.segment(scan).notes)
+
+
+def test_bfloat16_is_openvinos_where_the_processor_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    scan = volume(RNG.normal(size=(24, 24, 24)).astype(np.float32))
+    asked: dict[str, Any] = {"engine": "openvino", "precision": "bfloat16"}
+    if _openvino.has_bfloat16():
+        half = nets.loaded(tmp_path / "half", nets.unet(), nets.config(), **asked)
+        assert any("(CPU, bfloat16)" in note for note in half.segment(scan).notes)
+    # A processor without it computes in float32, and the answer says so.
+    monkeypatch.setattr(_openvino, "has_bfloat16", lambda: False)
+    whole = nets.loaded(tmp_path / "whole", nets.unet(), nets.config(), **asked).segment(scan)
+    assert any("(CPU, float32)" in note for note in whole.notes)
+    plain = nets.loaded(tmp_path / "plain", nets.unet(), nets.config(), engine="openvino").segment(scan)
+    assert np.array_equal(whole.mask, plain.mask)
 
 
 def test_no_volume_of_scores_is_ever_held(tmp_path: Path) -> None:

@@ -121,12 +121,13 @@ def test_a_model_of_one_precision_stays_in_it() -> None:
 
 
 def test_a_precision_that_is_taken_only_by_wish() -> None:
-    """And then on the processor alone, as OpenVINO's bfloat16."""
+    """And then on the processor alone, as OpenVINO's bfloat16, where the processor has it."""
     sizes = {"float32": GIB, "bfloat16": GIB}
     spec = ModelSpec("net", "1", Task.SEGMENT, "tests.net:Net", "", resident_bytes=sizes, insisted=("bfloat16",), devices=("cpu", "cuda"))
     laptop, card = MACHINES["Laptop, no GPU, 16 GB"], MACHINES["RTX 4090"]
     assert first(laptop, spec) == "float32 on cpu"
-    assert first(laptop, spec, precision="bfloat16") == "bfloat16 on cpu"
+    assert first(laptop, spec, precision="bfloat16") == "float32 on cpu"
+    assert first(replace(laptop, cpu=replace(laptop.cpu, architecture="avx512_bf16")), spec, precision="bfloat16") == "bfloat16 on cpu"
     assert first(card, spec) == first(card, spec, precision="bfloat16") == "float32 on cuda:0"
 
 

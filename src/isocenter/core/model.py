@@ -42,7 +42,7 @@ class ModelSpec:
     "text"). labels: what it can name, where that is fixed. synonyms: other words for them. options: parameters with
     their defaults (a list offers a choice, its first entry is the default). weights_sha256 is None for a model without
     weights; weights is the file or folder where they lie here. resident_bytes and scratch_bytes: by precision, for the
-    memory ledger; insisted: those of them that are taken only where somebody insists, and on the processor alone.
+    memory ledger; insisted: those of them that are taken only where somebody insists, and only on a processor that computes in them.
     packages: what must be installed to run it, beside the base. concurrent: how many threads may call it at once.
     devices: "cpu", "cuda" (CUDA and ROCm), "mps". fallback: a stand-in, not a network. together: it answers several clients' pictures in
     one call, by `find_pictures`, or prepares them in one, by `look`.

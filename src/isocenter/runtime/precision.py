@@ -120,7 +120,7 @@ def ladder(
 
     def allowed(target: Device) -> list[str]:
         names = order(target, spec, machine)
-        if precision in names or (precision in spec.insisted and target.kind == "cpu"):
+        if precision in names or (precision in spec.insisted and target.kind == "cpu" and target.bfloat16):
             return [precision]
         return [prefer, *(n for n in names if n != prefer)] if prefer in names else names
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext
+from isocenter.models import _openvino
 
 Image = NDArray[np.float32]
 #: What ONNX Runtime calls the element types that a volume can be given as.
@@ -138,31 +139,25 @@ class OrtEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the processor, in float32 or, where asked for, bfloat16."""
+    """OpenVINO on the processor, in float32 or, where it was asked for and the processor has it, bfloat16."""
 
     def __init__(self, network: Path | bytes, context: ModelContext, channels: int) -> None:
         try:
             import openvino
         except ImportError:
             raise ModelError("OpenVINO is not installed: pip install 'isocenter[openvino]', or choose the engine onnxruntime") from None
-        half = context.precision == "bfloat16"
-        core = openvino.Core()
         try:
-            model = core.read_model(network)
+            model = _openvino.read(network)
             check_ports([_partial(i) for i in model.inputs], [_partial(o) for o in model.outputs], channels)
-            hints = {
-                "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-                "INFERENCE_NUM_THREADS": context.threads,
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,
-            }
-            self._compiled = core.compile_model(model, "CPU", hints)
-        except RuntimeError:
+            self._compiled, precision = _openvino.compiled(model, context.precision, threads=context.threads)
+        except (MemoryError, ModelError):
+            raise
+        except Exception:  # its readers have several kinds, without a name in common
             raise _damaged(network) from None
         self.image, self.scores = _sizes(_partial(model.inputs[0])), _sizes(_partial(model.outputs[0]))
         self._request = self._compiled.create_infer_request()
         self._type = {"f16": np.float16, "f64": np.float64}.get(model.inputs[0].element_type.get_type_name(), np.float32)
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} (CPU, {'bfloat16' if half else 'float32'})"
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} (CPU, {precision})"
 
     def run(self, image: Image) -> Image:
         """See `Engine.run`."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext
+from isocenter.models import _openvino
 from isocenter.models._text import bert, deberta
 from isocenter.models._text.graph import Graph
 from isocenter.models._text.weights import Weights
@@ -101,43 +102,30 @@ class OnnxEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the processor, in float32 or, where asked for, bfloat16."""
+    """OpenVINO on the processor, in float32 or, where it was asked for and the processor has it, bfloat16."""
 
     packs = False
 
     def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
-        import openvino
-
         if context.precision not in ("float32", "bfloat16"):
             raise ModelError(f"OpenVINO offers float32 and bfloat16 for text models here, not {context.precision}; int8 runs with ONNX Runtime")
         graph, output = _graph(folder, config, layers, fused=False)
-        self._compiled = openvino.Core().compile_model(
-            self._read(graph, output),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "bf16" if context.precision == "bfloat16" else "f32",
-                "INFERENCE_NUM_THREADS": context.threads * context.slots,
-                "NUM_STREAMS": context.slots,
-                # A thread that is bound to one core waits there for whoever else uses it, with the other cores idle.
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
+        read = self._read(graph, output)
+        self._compiled, precision = _openvino.compiled(read, context.precision, threads=context.threads * context.slots, streams=context.slots)
         # A request belongs to one caller at a time, and there is one for each stream: made here, so that none is made or
         # let go while others compute, and none waits inside of OpenVINO for a stream.
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(context.slots):
             self._free.put(self._compiled.create_infer_request())
         self._output = self._compiled.output(0)
-        self.name = f"openvino {context.precision}"
+        self.name = f"openvino {precision}"
 
     @staticmethod
     def _read(graph: Graph, output: str) -> Any:
-        import openvino
-
         data, outside = graph.finish(output)
         if not outside:
             graph.constants.clear()
-            return openvino.Core().read_model(data)
+            return _openvino.read(data)
         # Too large for one message: by way of a file with its weights beside it.
         import onnx
 
@@ -148,7 +136,7 @@ class OpenVinoEngine:
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "encoder.onnx"
             onnx.save_model(model, path, save_as_external_data=True)
-            return openvino.Core().read_model(path)
+            return _openvino.read(path)
 
     def run(self, ids: Ints, mask: Ints) -> States:
         """See `Engine.run`. As many callers as there are slots compute at once; another waits for one of them."""
