@@ -258,6 +258,33 @@ def test_of_what_a_click_or_a_box_found_only_the_lesion_counts(service: Service,
     assert all("2 parts" in note for note in left_out)
 
 
+def one_visit(folder: Path, values: np.ndarray, **more: object) -> Path:
+    """A study of one small scan whose mask holds `values`."""
+    volume = Volume(np.random.default_rng(3).integers(0, 100, values.shape, dtype=np.int16), spacing=(1.0, 1.0, 1.0), unit="HU", key="-")
+    (folder / "scan.nii.gz").write_bytes(write.encode_image(volume, ".nii.gz"))
+    (folder / "mask.nii.gz").write_bytes(nifti.write(values, volume.grid, header=None, compress=True))
+    told = {"patient_id": "one", "visits": [{"day": 0, "image": "scan.nii.gz", "mask": "mask.nii.gz", "modality": "CT", **more}]}
+    (folder / "study.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_labels_that_touch_are_named(service: Service, tmp_path: Path) -> None:
+    """Parts of one tumour under labels of their own would count as so many lesions: who drew them so is told."""
+    values = np.zeros((20, 24, 24), np.uint8)
+    values[5:12, 5:12, 5:12] = 1
+    values[5:12, 5:12, 12:15] = 4
+    values[15:19, 18:22, 18:22] = 2
+    options = TrackOptions(registration=None, preprocessed=False, formats=("json",))
+    (visit,) = track(service, one_visit(tmp_path, values), tmp_path / "out", options=options).visits
+    assert [f.label for f in visit.found or ()] == [1, 2, 4]
+    assert [note for note in visit.notes if "touch" in note] == [
+        "labels 1 and 4 of the mask touch, and count as lesions of their own; give the parts of one lesion one label"
+    ]
+    values[values == 4] = 1
+    (visit,) = track(service, one_visit(tmp_path, values), tmp_path / "out", options=options).visits
+    assert ([f.label for f in visit.found or ()], [note for note in visit.notes if "touch" in note]) == ([1, 2], [])
+
+
 def test_visits_out_of_order_are_put_in_order(tmp_path: Path) -> None:
     rows = [{"id": "b", "date": "2026-03-01"}, {"id": "a", "date": "2026-01-01"}]
     therapy = {"type": "x", "start": "2026-01-11", "end": "2026-02-01"}

@@ -110,6 +110,21 @@ def split(mask: NDArray[Any], *, least_voxels: int = 1) -> list[tuple[tuple[slic
     return [(box, inside) for _, box, inside in parts]
 
 
+def neighbours(mask: NDArray[Any], label: int, box: tuple[slice, slice, slice], inside: NDArray[np.bool_]) -> set[int]:
+    """Labels of a map (z, y, x) that touch a lesion of `label` (26 neighbours). inside: the lesion's mask within `box`."""
+    from scipy.ndimage import binary_dilation
+
+    around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+    crop = mask[around]
+    others = (crop != 0) & (crop != label)
+    if not others.any():
+        return set()
+    lesion = np.zeros(crop.shape, bool)
+    lesion[tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))] = inside
+    near = binary_dilation(lesion, np.ones((3, 3, 3), bool)) & others
+    return {int(value) for value in np.unique(crop[near])}
+
+
 def measure_lesion(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid, image: Volume | None = None) -> LesionSize:
     """Measure one lesion. inside: its mask within `box` (slices z, y, x of the grid). image: for intensities, on that grid.
 

@@ -29,8 +29,8 @@ from isocenter.io import door, nifti, write
 from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.service import Service
 
-#: Anything that changes what a visit's files hold changes this.
-_VERSION = "3"
+#: Anything that changes the scan's own files changes the first, anything that changes masks and measurements the second.
+_SCAN_VERSION, _VERSION = "3", "4"
 _BLOCK = 4 * 1024 * 1024
 
 
@@ -45,12 +45,12 @@ class VisitKey:
 def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> VisitKey:
     """Bytes of scan and mask, clicks, and everything that changes the answer."""
     scan = _digest(visit.image)
-    scan.update(repr((_VERSION, visit.series_uid, visit.modality, options.spacing_mm, options.preprocessed)).encode())
+    scan.update(repr((_SCAN_VERSION, visit.series_uid, visit.modality, options.spacing_mm, options.preprocessed)).encode())
     whole = _digest(visit.mask)
     spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks and not visit.boxes else None
     used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
     labels = sorted(study.organs.items()), sorted(study.nodes)
-    whole.update(repr((scan.hexdigest(), visit.clicks, visit.boxes, used, options.labels, options.least_mm3, labels)).encode())
+    whole.update(repr((_VERSION, scan.hexdigest(), visit.clicks, visit.boxes, used, options.labels, options.least_mm3, labels)).encode())
     return VisitKey(scan.hexdigest()[:32], whole.hexdigest()[:32])
 
 
@@ -114,7 +114,8 @@ def _measure(
 ) -> files.Kept:
     """Segment and measure a visit, and leave its files."""
     mask, method, notes = _mask(service, visit, scan, options, run)
-    found, vectors = _lesions(study, mask, scan, method, options)
+    found, vectors, touching = _lesions(study, mask, scan, method, options)
+    notes = (*notes, *touching)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = options.preprocessed and scan.grid.is_orthogonal
     scan_files = (files.SCAN, files.PREPROCESSED) if prepared else (files.SCAN,)
@@ -190,11 +191,14 @@ def _holds(part: tuple[tuple[slice, slice, slice], NDArray[np.bool_]], zyx: Voxe
 
 def _lesions(
     study: StudyFiles, mask: NDArray[np.generic], scan: Volume, method: str, options: TrackOptions
-) -> tuple[tuple[Found, ...], NDArray[np.float32]]:
-    """Every connected lesion of every label, largest first within a label, with its appearance."""
+) -> tuple[tuple[Found, ...], NDArray[np.float32], tuple[str, ...]]:
+    """Every connected lesion of every label, largest first within a label, with its appearance; and what a given mask's reader should know."""
     found: list[Found] = []
     vectors: list[NDArray[np.float32]] = []
+    touching: set[tuple[int, int]] = set()
     for label, box, inside in each_lesion(mask, scan.grid, options.least_mm3):
+        if method == "given":
+            touching |= {(min(label, other), max(label, other)) for other in lesions.neighbours(mask, label, box, inside)}
         size = lesions.measure_lesion(inside, box, scan.grid, scan)
         vector = appearance.vector(inside, box, size, scan)
         vectors.append(vector)
@@ -202,4 +206,6 @@ def _lesions(
         organ = study.organs.get(label) or None
         found.append(Found(name, size, label, organ, label in study.nodes, method, tuple(float(v) for v in vector)))
     table = np.stack(vectors) if vectors else np.zeros((0, appearance.DIMENSIONS), np.float32)
-    return tuple(found), table
+    pairs = ", ".join(f"{one} and {other}" for one, other in sorted(touching))
+    said = f"labels {pairs} of the mask touch, and count as lesions of their own; give the parts of one lesion one label"
+    return tuple(found), table, (said,) if touching else ()

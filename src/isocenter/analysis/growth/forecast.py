@@ -45,7 +45,9 @@ class Population:
 
 
 #: Nothing known: rates from halving to doubling in seven weeks within one sd, which hold for about a year.
-BROAD = Population("nothing: a broad assumption (rate 0 +- 0.014 a day, slowing by half in a year)", 0.0, 0.014, math.log(2) / 365, 0.0008, 0.05)
+BROAD = Population(
+    "no measured population: a broad assumption (0 +- 0.014 a day, slowing by half in a year)", 0.0, 0.014, math.log(2) / 365, 0.0008, 0.05
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def forecast(
     filter_rates(_hyper(population), series.days, series.u, series.sd, x, 0, events(therapies, known), ahead, out)
     sd = np.sqrt(out[:, 1] + float(np.median(series.sd)) ** 2 + population.extra_sd**2)
     half = _normal_quantile((1 + level) / 2) * sd
-    notes = (f"growth rates as known from {population.source}",)
+    notes = (f"growth rates from {population.source}",)
     return Forecast(ahead, np.exp(out[:, 0]), np.exp(out[:, 0] - half), np.exp(out[:, 0] + half), level, population, notes)
 
 
