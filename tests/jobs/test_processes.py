@@ -153,7 +153,7 @@ def test_a_cluster_of_real_servers(tmp_path: Path, postgres: servers.Postgres, r
         for port, server in zip(ports, both, strict=True):
             wait_until_ready(f"http://127.0.0.1:{port}", server, log)
         with round_robin(ports) as (address, taken):
-            _jobs_whichever_is_asked(address, log)
+            job = _jobs_whichever_is_asked(address, log)
             _clicks_whichever_is_asked(address)
             assert {taken.count(port) >= 4 for port in ports} == {True}
         assert [(home / "objects").exists() for home in homes] == [False] * 3
@@ -161,14 +161,17 @@ def test_a_cluster_of_real_servers(tmp_path: Path, postgres: servers.Postgres, r
             process.terminate()
         assert [process.wait(120) for process in (worker, *both)] == [0, 0, 0], log.read_text()[-4000:]
         assert "ONNX providers using: ['CPUExecutionProvider']" in log.read_text()
+        told = [line for line in log.read_text().splitlines() if "job ended" in line and f"job={job}" in line]
+        assert len(told) == 1, "the worker's log says how each job went"
+        assert "how=completed" in told[0]
     finally:
         for process in (worker, *both):
             process.kill()
             process.wait()
 
 
-def _jobs_whichever_is_asked(address: str, log: Path) -> None:
-    """DICOM in, DICOM SEG out; the same submission at either server is one job."""
+def _jobs_whichever_is_asked(address: str, log: Path) -> str:
+    """DICOM in, DICOM SEG out; the same submission at either server is one job, whose id is returned."""
     data = zipped(dicom_series(phantom((48, 64, 64)).volume.array.astype(np.int16)))
     studies = [ask(address, "/api/v1/studies", *form(data, "study.zip")) for _ in range(2)]
     assert studies[0]["id"] == studies[1]["id"]
@@ -190,6 +193,7 @@ def _jobs_whichever_is_asked(address: str, log: Path) -> None:
 
     seg = pydicom.dcmread(io.BytesIO(files[0]))
     assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", studies[0]["study_uid"])
+    return str(jobs[0]["id"])
 
 
 def _clicks_whichever_is_asked(address: str) -> None:

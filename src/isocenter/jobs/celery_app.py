@@ -7,6 +7,7 @@ no message comes though jobs wait, since the broker is away or its client came b
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import queue as queues
@@ -215,6 +216,12 @@ class _Child:
         self.backend.close()
 
 
+def _quiet_celery(**_: Any) -> None:
+    """Celery tells of trouble only; this program's own log goes on as it was configured."""
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().getEffectiveLevel()))
+
+
 _child: _Child | None = None
 
 
@@ -223,7 +230,7 @@ def work(settings: Settings, make_handler: Callable[[], Handler], *, role: str |
 
     A job that runs when the signal comes may finish within `job_drain` seconds; then it waits in the table again.
     """
-    from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+    from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
     app = make(settings)
     role = role or role_of(device)
@@ -246,6 +253,8 @@ def work(settings: Settings, make_handler: Callable[[], Handler], *, role: str |
             _child.work()
 
     app.task(run, name=TASK)
+    # Where somebody listens to this signal, Celery leaves logging alone: else it would raise the level, and no job's end were told.
+    setup_logging.connect(_quiet_celery, weak=False)
     worker_process_init.connect(begin, weak=False)
     worker_process_shutdown.connect(end, weak=False)
     worker_shutting_down.connect(lambda **_: draining.set(), weak=False)
