@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from isocenter.core.settings import Settings
 from isocenter.jobs.backend import Backend
 from isocenter.store.artifacts import SharedArtifacts, open_artifacts
 from isocenter.store.objects import Folder, Objects
+from isocenter.store.presign import presigned
 from isocenter.store.s3 import PART, Bucket
 from tests.jobs.servers import Swift
 
@@ -109,9 +111,31 @@ def test_links_are_signed_for_the_address_that_clients_know(swift: Swift, tmp_pa
     assert link.startswith(f"http://localhost:{swift.port}/")
     with urllib.request.urlopen(link, timeout=20) as answer:
         assert answer.read() == b"for a client"
+        # Saved under its name, not under its digest.
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="a.txt"'
+        assert answer.headers["Content-Type"].split(";")[0] == "text/plain"
+    for forged in (link.replace("a.txt", "b.txt"), link.replace("X-Amz-Expires=3600", "X-Amz-Expires=36000")):
+        assert forged != link
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(forged, timeout=20)
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(link.replace("X-Amz-Signature=", "X-Amz-Signature=0"), timeout=20)
     assert Bucket(swift.settings(tmp_path, "links")).link(stored.digest, name="a", media_type="b") is None
+
+
+def test_a_signature_is_that_of_the_standards_own_example() -> None:
+    """The S3 API reference's presigned GET of test.txt in examplebucket, of 24 May 2013."""
+    for port in ("", ":443"):  # a port that the scheme implies is left out, as clients do
+        link = presigned(
+            f"https://examplebucket.s3.amazonaws.com{port}/test.txt",
+            access_key="AKIAIOSFODNN7EXAMPLE",
+            secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            region="us-east-1",
+            seconds=86400,
+            now=datetime(2013, 5, 24, tzinfo=UTC),
+        )
+        assert link.startswith("https://examplebucket.s3.amazonaws.com/test.txt?")
+        assert link.endswith("X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404")
 
 
 def _shared(settings: Settings) -> SharedArtifacts:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from isocenter.core.errors import NotFoundError, StoreError
 from isocenter.store.objects import _AWAY, Stored, checked, source, valid
+from isocenter.store.presign import presigned
 
 if TYPE_CHECKING:
     from isocenter.core.settings import Settings
@@ -35,19 +36,16 @@ class Bucket:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._store = self._open(settings.minio_endpoint or "")
-        public = settings.minio_public_endpoint
-        self._public = self._open(public) if public else None
         self._made = False
 
     def _open(self, endpoint: str) -> Any:
         from obstore.store import S3Store
 
         chosen = self._settings
-        if "://" not in endpoint:
-            endpoint = f"{'https' if chosen.minio_secure else 'http'}://{endpoint}"
+        endpoint = self._address(endpoint)
         return S3Store(
             chosen.minio_bucket_name,
-            endpoint=endpoint.rstrip("/"),
+            endpoint=endpoint,
             access_key_id=chosen.minio_access_key,
             secret_access_key=chosen.minio_secret_key,
             region=chosen.minio_region,
@@ -63,6 +61,11 @@ class Bucket:
                 "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
             },
         )
+
+    def _address(self, endpoint: str) -> str:
+        if "://" not in endpoint:
+            endpoint = f"{'https' if self._settings.minio_secure else 'http'}://{endpoint}"
+        return endpoint.rstrip("/")
 
     def put(self, data: bytes | Path | BinaryIO, digest: str | None = None) -> Stored:
         """See `Objects`."""
@@ -129,11 +132,17 @@ class Bucket:
 
     def link(self, digest: str, *, name: str, media_type: str, seconds: int = 3600) -> str | None:
         """A signed address at the server's public name, where that is set: its inner one may be none that clients know."""
-        import obstore
-
-        if self._public is None:
+        chosen = self._settings
+        if not chosen.minio_public_endpoint:
             return None
-        return str(obstore.sign(self._public, "GET", _name(digest), timedelta(seconds=seconds)))
+        return presigned(
+            f"{self._address(chosen.minio_public_endpoint)}/{chosen.minio_bucket_name}/{_name(digest)}",
+            access_key=chosen.minio_access_key,
+            secret_key=chosen.minio_secret_key,
+            region=chosen.minio_region,
+            seconds=seconds,
+            query={"response-content-disposition": f'attachment; filename="{name}"', "response-content-type": media_type},
+        )
 
     def delete(self, digest: str) -> None:
         """See `Objects`."""
