@@ -121,6 +121,42 @@ def test_a_study_is_uploaded_once_and_answered_as_dicom(app_client: TestClient, 
     assert app_client.post("/api/v1/jobs", json={"study_id": study["id"], "prompts": ["lungs"]}).status_code == 404
 
 
+def test_a_study_whose_uids_an_anonymiser_emptied(app_client: TestClient, ct: Phantom) -> None:
+    """Taken as a study just as it is taken with a job; the inference service's clients are told what they were always told."""
+    import pydicom
+
+    def emptied(file: bytes, *names: str) -> bytes:
+        dataset = pydicom.dcmread(io.BytesIO(file))
+        for name in names:
+            setattr(dataset, name, "")
+        out = io.BytesIO()
+        dataset.save_as(out, enforce_file_format=True)
+        return out.getvalue()
+
+    array = ct.volume.array.astype(np.int16)
+    whole = [emptied(file, "StudyInstanceUID") for file in dicom_series(array)]
+    part = [emptied(file, "StudyInstanceUID", "SeriesInstanceUID") for file in dicom_series(array[:20], uid="1.2.3")]
+    data = zipped([*whole, *part])
+    refused = app_client.post("/api/v1/dicom/upload", files={"file": ("a.zip", data)})
+    assert (refused.status_code, refused.json()["detail"]) == (400, "DICOM file missing StudyInstanceUID")
+    made = app_client.post("/api/v1/studies", files={"file": ("a.zip", data)})
+    assert made.status_code == 201, made.text
+    study = made.json()
+    assert (study["study_uid"], study["files"]) == ("", 68)
+    assert [(s["series_uid"] == "", s["images"]) for s in study["series"]] == [(True, 20), (False, 48)]
+    small = study["series"][0]["id"]
+    asked = {"study_id": study["id"], "series_id": small, "prompts": ["body"], "formats": ["dicom_seg", "nifti"]}
+    job = finished(app_client, app_client.post("/api/v1/jobs", json=asked).json())
+    assert job["status"] == "completed", job
+    assert job["result"]["image"]["voxels"][2] == 20, "the series that was asked for, not the largest"
+    with_scan = submit(app_client, data, {"prompts": ["body"], "formats": ["nifti"]}, name="a.zip")
+    assert finished(app_client, with_scan)["status"] == "completed"
+    # Two studies are two, even where neither name is a UID.
+    both = [emptied(f, "SeriesInstanceUID") for f in dicom_series(array[:2])] + [emptied(f) for f in dicom_series(array[:2], uid="1.2.4")]
+    refused = app_client.post("/api/v1/studies", files={"file": ("b.zip", zipped(both))})
+    assert (refused.status_code, refused.json()["detail"][:25]) == (415, "the archive holds 2 studi")
+
+
 def test_a_job_can_be_kept(app_client: TestClient, ct_nifti: bytes) -> None:
     job = finished(app_client, submit(app_client, ct_nifti, {"prompts": ["lungs"], "formats": ["measurements"]}))
     assert not job["kept"]

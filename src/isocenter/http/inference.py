@@ -92,7 +92,7 @@ async def upload(request: Request, desk: Desk) -> dict[str, Any]:
 
 def _add(desk: JobDesk, file: Upload) -> Study:
     try:
-        return desk.studies.add(file)
+        return desk.studies.add(file, named=True)
     except InputError as error:
         raise HTTPException(400, error.message if error.message in _OWN else f"Failed to process DICOM ZIP: {error.message}") from None
 

@@ -41,7 +41,7 @@ class JobRequest(BaseModel):
             prompts=self.prompts,
             parameters=self.parameters,
             formats=tuple(self.formats),
-            series_uid=series_uid or self.series_uid,
+            series_uid=self.series_uid if series_uid is None else series_uid,
             modality=self.modality,
             window=self.window,
             priority=self.priority,

@@ -22,9 +22,7 @@ from isocenter.io.dicom_values import Values, native, swapped
 
 #: Compressed frames for which starting one more decoder pays.
 FRAMES_EACH = 8
-#: What identifiers and coded strings may hold (PS3.5 table 6.2-1), letters in UIDs as anonymisers make them. Anything else
-#: may be a person's words, and is treated as absent.
-_UID = re.compile(r"[0-9A-Za-z.\-]{1,64}")
+#: What coded strings may hold (PS3.5 table 6.2-1). Anything else may be a person's words, and is treated as absent.
 _CODE = re.compile(r"[A-Z0-9_]{1,16}")
 
 
@@ -56,7 +54,7 @@ class Scan:
         if words := dicom_image.not_an_image(header):
             self.others.append(words)
             return
-        uid = _code(header.text(0x0020000E), _UID)
+        uid = header.uid(0x0020000E)
         try:
             found = dicom_image.slices(part, header, self.limits)
         except (UnsupportedError, GeometryError) as error:
@@ -112,11 +110,8 @@ def volume(scan: Scan, series_uid: str | None = None) -> Volume:
 
 def _describe(uid: str, images: list[Slice]) -> Series:
     first = images[0]
-    return Series(uid, _code(first.header.text(0x00080060), _CODE), len(images), first.form.rows, first.form.columns)
-
-
-def _code(text: str, allowed: re.Pattern[str]) -> str:
-    return text if allowed.fullmatch(text) else ""
+    modality = first.header.text(0x00080060)
+    return Series(uid, modality if _CODE.fullmatch(modality) else "", len(images), first.form.rows, first.form.columns)
 
 
 def _choose(found: tuple[Series, ...], wanted: str | None, scan: Scan) -> tuple[str, list[str]]:

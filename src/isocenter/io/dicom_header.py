@@ -6,6 +6,7 @@ length, and every length is checked against the file's size.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ SHARED_GROUPS, FRAME_GROUPS, DETECTORS = GROUPS = (0x52009229, 0x52009230, 0x005
 #: No attribute that is wanted is longer, those sequences aside.
 _LONGEST = 1024
 _FIRST = 32 * 1024
+#: What identifiers may hold (PS3.5 table 6.2-1), letters as anonymisers make them.
+_UID = re.compile(r"[0-9A-Za-z.\-]{1,64}")
 
 #: Attributes that are kept, all of the top level (PS3.6).
 WANTED = frozenset(
@@ -63,6 +66,11 @@ class Header:
     def text(self, tag: int) -> str:
         """The value as text without padding, "" when absent."""
         return self.values.get(tag, b"").decode("latin-1").strip(" \0")
+
+    def uid(self, tag: int) -> str:
+        """The value as an identifier, "" when absent or none: what else stands there may be a person's words."""
+        text = self.text(tag)
+        return text if _UID.fullmatch(text) else ""
 
     def number(self, tag: int, default: int = 0) -> int:
         """A binary 16-bit unsigned value (US)."""

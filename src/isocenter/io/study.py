@@ -46,7 +46,7 @@ class SeriesFacts:
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """A study. date and time as DICOM writes them (YYYYMMDD, HHMMSS), empty where absent. files: its images."""
+    """A study. Its UID, date and time as DICOM writes them (YYYYMMDD, HHMMSS), empty where absent. files: its images."""
 
     study_uid: str
     date: str
@@ -58,10 +58,14 @@ class StudyFacts:
     series: tuple[SeriesFacts, ...]
 
 
-def describe(part: Part, limits: Limits) -> StudyFacts:
-    """The study in a ZIP archive (or in one DICOM file). Raises `InputError` where there is none, or more than one."""
+def describe(part: Part, limits: Limits, *, named: bool = False) -> StudyFacts:
+    """The study in a ZIP archive (or in one DICOM file). Raises `InputError` where there is none, or more than one.
+
+    Images whose UIDs an anonymiser emptied are of the study, and of the series without a name: as where their pixels are
+    read. named: such are refused.
+    """
     found: dict[str, list[Any]] = {}
-    studies: dict[str, None] = {}
+    studies: dict[str, str] = {}
     with Walk(limits) as walk, contextlib.closing(Spool()) as spool:
         for member in _members(part, walk):
             if door.kind_of(member.read(0, 4096)) != "dicom":
@@ -69,12 +73,13 @@ def describe(part: Part, limits: Limits) -> StudyFacts:
             place, header = dicom_header.read(member, limits, spool)
             if dicom_image.not_an_image(header):
                 continue
-            study, series = header.text(0x0020000D), header.text(0x0020000E)
-            if not study:
+            study, series = header.uid(0x0020000D), header.uid(0x0020000E)
+            if named and not study:
                 raise InputError("DICOM file missing StudyInstanceUID")
-            if not series:
+            if named and not series:
                 raise InputError("DICOM file missing SeriesInstanceUID")
-            studies[study] = None
+            if text := header.text(0x0020000D):
+                studies.setdefault(text, study)
             if series not in found:
                 found[series] = [0, place.read(0, header.end)]
             found[series][0] += 1
@@ -90,7 +95,7 @@ def describe(part: Part, limits: Limits) -> StudyFacts:
         number = own["series_number"]
         series_facts.append(
             SeriesFacts(
-                uid[:_LONGEST],
+                uid,
                 str(metadata.get("Modality", "")),
                 images,
                 int(number) if number.lstrip("-").isdigit() else None,
@@ -102,7 +107,7 @@ def describe(part: Part, limits: Limits) -> StudyFacts:
     series_facts.sort(key=lambda s: (s.number is None, s.number or 0, s.series_uid))
     largest = max(series_facts, key=lambda s: s.images)
     return StudyFacts(
-        next(iter(studies))[:_LONGEST],
+        next(iter(studies.values()), ""),
         texts["study_date"],
         texts["study_time"],
         texts["study_description"],

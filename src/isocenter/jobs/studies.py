@@ -61,9 +61,9 @@ class Studies:
         self._backend = backend
         self._limits = limits
 
-    def add(self, upload: Upload) -> Study:
-        """Keep a ZIP of one study (or one DICOM file). The same bytes are the same study."""
-        facts = describe(Part(upload.size, file=upload.file, name=upload.name), self._limits)
+    def add(self, upload: Upload, *, named: bool = False) -> Study:
+        """Keep a ZIP of one study (or one DICOM file). The same bytes are the same study. named: its images must have UIDs."""
+        facts = describe(Part(upload.size, file=upload.file, name=upload.name), self._limits, named=named)
         self._backend.objects.put(upload.file, upload.digest)
         series = [{"id": str(uuid.uuid4()), **s.as_dict()} for s in facts.series]
         own = {k: v for k, v in asdict(facts).items() if k not in ("series", "files")}
