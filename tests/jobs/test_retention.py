@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -287,6 +289,30 @@ def test_trails_and_this_machines_folders(stores: Backend) -> None:
     assert done == {"audit trails of jobs that are gone": 3, "result files under /files": 1, "folders of attempts": 1, "compiled kernels": 1}
     assert sorted(p.name for f in ("artifacts", "scratch", "kernels") for p in (home / f).iterdir()) == ["notours.txt", "young"]
     assert stores.queue.events(job.id) == []
+
+
+def test_attempts_may_end_while_their_folders_are_looked_at(tmp_path: Path) -> None:
+    """Workers make and remove folders all the time; a round of tidying does not fail over that."""
+    over = threading.Event()
+
+    def attempts() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            folder = tmp_path / "scratch" / f"tmp{number % 8}" / "work" / "deep"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "file").write_bytes(b"x")
+            shutil.rmtree(tmp_path / "scratch" / f"tmp{number % 8}")
+
+    working = threading.Thread(target=attempts)
+    working.start()
+    try:
+        for _ in range(150):
+            tally = next(t for t in retention.folders(Settings(home=tmp_path)) if t.what == "folders of attempts")
+            assert tally.gone == 0
+    finally:
+        over.set()
+        working.join()
 
 
 def test_clean_and_doctor_say_what_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ Nothing here decides from what it read a moment ago: each removal asks once more
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,7 +228,9 @@ def _aged(what: str, folder: Path, keep: float, dry: bool) -> Tally:
     tally = Tally(what, _rule(keep, 0))
     for entry in sorted(folder.glob("*")):
         sizes = list(_sizes(entry))
-        gone = bool(keep) and max((at for at, _ in sizes), default=0.0) < time.time() - keep
+        if not sizes:
+            continue  # an attempt that has ended since the list was made
+        gone = bool(keep) and max(at for at, _ in sizes) < time.time() - keep
         if gone and not dry:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -238,11 +242,15 @@ def _aged(what: str, folder: Path, keep: float, dry: bool) -> Tally:
 
 
 def _sizes(path: Path) -> Iterator[tuple[float, int]]:
-    paths: Iterable[Path] = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+    """When each thing in a folder, and itself, was written, and its bytes; what goes meanwhile is not there."""
+    paths = [path]
+    # Says nothing of a folder that is gone, and follows no link but the first.
+    for folder, folders, files in () if path.is_symlink() else os.walk(path):
+        paths += [Path(folder, name) for name in (*folders, *files)]
     for each in paths:
         with suppress(OSError):
             facts = each.lstat()
-            yield facts.st_mtime, 0 if each.is_dir() else facts.st_size
+            yield facts.st_mtime, 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
 
 
 def _rule(seconds: float, most: int) -> str:
