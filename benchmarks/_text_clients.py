@@ -56,7 +56,9 @@ def main(port: int, count: int, tokens: int, seconds: float) -> None:
     while time.perf_counter() - started < seconds:
         for key, _ in selector.select(0.2):
             client = key.fileobj  # type: ignore[assignment]
-            received[client] += client.recv(65536)
+            if not (data := client.recv(65536)):
+                raise SystemExit("the server closed a connection")
+            received[client] += data
             head, found, body = received[client].partition(b"\r\n\r\n")
             if not found:
                 continue

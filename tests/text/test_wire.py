@@ -221,31 +221,35 @@ def test_busy_status_and_the_clients_retry(home: Path, minilm: Path, monkeypatch
         assert client.post("/embed", json={"texts": ["something else"]}).status_code == 200
 
 
+def leaving(client: TestClient, body: dict[str, Any], left: threading.Event) -> Any:
+    """A request to /embed, begun, whose client closes the connection once `left` is set; a future."""
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+        await asyncio.to_thread(left.wait, 60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/embed", "raw_path": b"/embed"}
+    scope |= {"query_string": b"", "root_path": "", "scheme": "http", "headers": [(b"host", b"127.0.0.1")]}
+    scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {}}
+    assert client.portal is not None
+    return client.portal.start_task_soon(client.app, scope, receive, send)
+
+
 def test_a_client_that_leaves_takes_its_work_along(home: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with application(home, minilm, text_slots=1, text_chunk=1, text_wait=60) as client:
         gate = Gate(client, monkeypatch)
         texts = service(client)
         before = texts.batcher.batches
-        body = json.dumps({"texts": [f"text {i}" for i in range(20)]}).encode()
         left = threading.Event()
-
-        async def receive() -> dict[str, Any]:
-            if not receive.sent:  # type: ignore[attr-defined]
-                receive.sent = True  # type: ignore[attr-defined]
-                return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.to_thread(left.wait, 60)
-            return {"type": "http.disconnect"}
-
-        receive.sent = False  # type: ignore[attr-defined]
-
-        async def send(message: Any) -> None:
-            pass
-
-        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/embed", "raw_path": b"/embed"}
-        scope |= {"query_string": b"", "root_path": "", "scheme": "http", "headers": [(b"host", b"127.0.0.1")]}
-        scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {}}
-        assert client.portal is not None
-        running = client.portal.start_task_soon(client.app, scope, receive, send)
+        running = leaving(client, {"texts": [f"text {i}" for i in range(20)]}, left)
         assert gate.entered.acquire(timeout=60)
         left.set()
         running.result(60)
@@ -255,6 +259,33 @@ def test_a_client_that_leaves_takes_its_work_along(home: Path, minilm: Path, mon
         assert client.post("/embed", json={"texts": ["after"]}).status_code == 200
         assert texts.status()["queue"]["available_slots"] == 1
         assert texts.batcher.batches - before == 2
+
+
+def test_clients_that_leave_while_a_model_is_loaded_leave_nothing_behind(home: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all begin when it is there, and fill the queue for those who stayed."""
+    from isocenter.models.text import TextEncoder
+
+    loading, loaded = threading.Event(), threading.Event()
+    load = TextEncoder.load
+
+    def held(self: TextEncoder, context: ModelContext) -> None:
+        loading.set()
+        assert loaded.wait(60)
+        load(self, context)
+
+    monkeypatch.setattr(TextEncoder, "load", held)
+    monkeypatch.setattr(TextService, "warm", lambda self: None)
+    with application(home, minilm) as client:
+        left = threading.Event()
+        leavers = [leaving(client, {"texts": [f"text {i}"]}, left) for i in range(3)]
+        assert loading.wait(60)
+        left.set()
+        for leaver in leavers:
+            leaver.result(60)
+        assert not service(client).embedder()[1].done(), "it is loaded for whoever comes next"
+        loaded.set()
+        assert client.post("/embed", json={"texts": ["after"]}).status_code == 200
+        assert service(client).batcher.batches == 1
 
 
 def test_simultaneous_first_requests_load_a_model_once(home: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from isocenter.textservice import Embeddings, Job, Scores, TextService
 router = APIRouter(tags=["Text"])
 T = TypeVar("T")
 UNEQUAL = "candidates and references must have equal length"
+LEFT = "the client closed the connection"
 
 
 #: Characters of texts that are tokenised on the event loop itself: a fraction of a millisecond, less than a change of threads costs under load.
@@ -56,9 +57,18 @@ async def _either(texts: TextService, here: bool, work: Callable[[], T]) -> T:
     return work() if here else await _thread(texts, work)
 
 
-async def _loaded(future: Future[T]) -> T:
-    # Shielded: others wait for the same load.
-    return future.result() if future.done() else await asyncio.shield(asyncio.wrap_future(future))
+async def _loaded(request: Request, future: Future[T]) -> T:
+    """The model, once it is loaded. Who leaves meanwhile is let go; the load goes on, since others may wait for it."""
+    if not future.done():
+        waiter = _mailbox(request).waiter(future)
+        watching = asyncio.create_task(_gone(request, waiter))
+        try:
+            await waiter
+        finally:
+            watching.cancel()
+        if not future.done():
+            raise CancelledError(LEFT)
+    return future.result()
 
 
 def _short(items: Iterable[Any]) -> bool:
@@ -109,7 +119,7 @@ async def _answer(request: Request, texts: TextService, here: bool, begin: Calla
     try:
         await waiter
         if not future.done() or future.cancelled():
-            raise CancelledError("the client closed the connection")
+            raise CancelledError(LEFT)
         results = future.result()
         return await _either(texts, here, lambda: job.finish(results))
     finally:
@@ -122,13 +132,13 @@ async def _answer(request: Request, texts: TextService, here: bool, begin: Calla
 
 async def _embed(request: Request, texts: TextService, model: str, items: list[Any], **how: Any) -> tuple[str, Embeddings]:
     name, future = texts.embedder(model)
-    encoder = await _loaded(future)
+    encoder = await _loaded(request, future)
     return name, await _answer(request, texts, _short(items), lambda: texts.embed(name, encoder, items, **how))
 
 
 async def _score(request: Request, texts: TextService, asked: ScoreRequest) -> tuple[str, Scores]:
     name, future = texts.scorer(asked.model_type or "", asked.lang, asked.num_layers)
-    encoder = await _loaded(future)
+    encoder = await _loaded(request, future)
 
     def begin() -> Job[Scores]:
         return texts.score(name, encoder, asked.candidates, asked.references, idf=asked.idf, rescale=asked.rescale_with_baseline, language=asked.lang)
