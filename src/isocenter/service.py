@@ -30,6 +30,7 @@ from isocenter.io import door, picture
 from isocenter.io.upload import Upload
 from isocenter.models._kernel_cache import compile_ahead
 from isocenter.models.registry import Registry
+from isocenter.runtime import cached
 from isocenter.runtime.options import Options
 from isocenter.runtime.runtime import Lease, Runtime
 from isocenter.runtime.sessions import Session, Sessions
@@ -114,9 +115,11 @@ class Service:
         return self.volumes.read((digest, suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
 
     def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
-        """The volume in a file or a folder of this machine."""
+        """The volume in a file or a folder of this machine; of files alone also scans that were cached for networks, see `runtime.cached`."""
 
         def read(modality: str | None) -> Volume:
+            if path.suffix in cached.SUFFIXES and not path.is_dir():
+                return cached.read(path, self.settings, modality)
             return door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality)
 
         return self.volumes.put(_windowed(read, modality, window))

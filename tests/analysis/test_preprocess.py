@@ -80,3 +80,17 @@ def test_window() -> None:
     assert ready.array.shape[0] == 1
     assert (float(ready.array.min()), float(ready.array.max())) == (0, 1)
     assert ready.grid.spacing == (0.8, 0.8, 0.8)
+
+
+def test_no_memory_but_the_result() -> None:
+    """Beside scan and result some rows of two planes a thread."""
+    import tracemalloc
+
+    volume = Volume(np.arange(40 * 200 * 200, dtype=np.int32).reshape(40, 200, 200).astype(np.int16), (0.75, 0.75, 1.0))
+    grid = isotropic(volume.grid, 1.0)
+    resampled(volume, grid)  # the kernel is loaded
+    tracemalloc.start()
+    out = resampled(volume, grid)
+    beyond = tracemalloc.get_traced_memory()[1] - out.nbytes
+    tracemalloc.stop()
+    assert beyond < 300_000, "two planes as floats take 320 kB"

@@ -24,6 +24,8 @@ _MOST_VOXELS = 1_000_000_000
 _THREADS = min(os.cpu_count() or 1, 4)
 #: Planes that are made at once where the whole is not wanted in memory.
 _SLAB = 16
+#: Rows of the result that are made at once: so few source rows lie in memory as floats beside the scan.
+_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,22 +142,37 @@ def _planes(volume: Volume, grid: Grid) -> Callable[[NDArray[np.float32], int], 
     start = np.linalg.solve(volume.grid.affine_lps, (*grid.origin, 1.0))[:3]
     steps = [a / b for a, b in zip(grid.spacing, volume.spacing, strict=True)]
     (columns, right), (rows, down), (planes, between) = (_lines(float(start[k]), steps[k], grid.shape[2 - k], volume.shape[2 - k]) for k in range(3))
+    bands = [_band(rows, start, volume.shape[1]) for start in range(0, grid.shape[1], _ROWS)]
     lowest = min(float(plane.min()) for plane in volume.voxels)
 
     def fill(out: NDArray[np.float32], first: int) -> None:
         line = np.empty(volume.shape[2], np.float32)
-        held: dict[int, NDArray[np.float32]] = {}
-        for k, plane in enumerate(out, start=first):
-            z = int(planes[k])
-            if z < 0:
-                plane[...] = lowest
-                continue
-            pair = (z, min(z + 1, volume.shape[0] - 1))
-            # Copies: a scan's own planes are read-only, which the kernel does not take.
-            held = {n: held[n] if n in held else np.array(volume.voxels[n], dtype=np.float32, order="C") for n in pair}
-            blend(held[pair[0]], held[pair[1]], between[k], rows, down, columns, right, lowest, line, plane)
+        # Copies: a scan's own planes are read-only, which the kernel does not take. Two lie beside each other, by the last bit of their index.
+        held = np.empty((2, max(source.stop - source.start for _, source, _ in bands), volume.shape[2]), np.float32)
+        for band, source, there in bands:
+            parts = held[:, : source.stop - source.start]
+            holds = [-1, -1]
+            for k, plane in enumerate(out, start=first):
+                z = int(planes[k])
+                if z < 0:
+                    plane[band] = lowest
+                    continue
+                above = min(z + 1, volume.shape[0] - 1)
+                for n in (z, above):
+                    if holds[n % 2] != n:
+                        holds[n % 2] = n
+                        parts[n % 2] = volume.voxels[n, source]
+                blend(parts[z % 2], parts[above % 2], between[k], there, down[band], columns, right, lowest, line, plane[band])
 
     return fill
+
+
+def _band(rows: NDArray[np.int64], start: int, size: int) -> tuple[slice, slice, NDArray[np.int64]]:
+    """Some rows of the result: which they are, the source rows that they need, and where in these each one's first is (-1 outside)."""
+    band = slice(start, start + _ROWS)
+    used = rows[band][rows[band] >= 0]
+    source = slice(int(used[0]), min(int(used[-1]) + 2, size)) if used.size else slice(0, 1)
+    return band, source, np.where(rows[band] >= 0, rows[band] - source.start, -1)
 
 
 def _lines(start: float, step: float, count: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
