@@ -26,10 +26,10 @@ if _FOLDER is not None:
     numba.config.CACHE_DIR = str(_FOLDER)
 
 
-def kernel(*signature: str, **options: Any) -> Callable[[F], F]:
+def kernel(*signature: Any, **options: Any) -> Callable[[F], F]:
     """Compile a function to machine code, without the interpreter lock.
 
-    With signatures it is compiled (or taken from the cache) when its module is imported, without when it is first
+    With signatures (numba's, or strings) it is compiled (or taken from the cache) when its module is imported, without when it is first
     called. `options` go to `numba.njit`.
     """
     settings: dict[str, Any] = {"nogil": True, "cache": _FOLDER is not None, "boundscheck": False, **options}

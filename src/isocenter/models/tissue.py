@@ -49,8 +49,9 @@ class Tissue:
         self._lock = Lock()
 
     def load(self, context: ModelContext) -> None:
-        """Compile the kernel or take it from the cache."""
+        """Compile the kernels or take them from the cache."""
         from isocenter.models import _distance  # noqa: F401 - compiled when imported
+        from isocenter.models._tissue import kernels  # noqa: F401
 
     def close(self) -> None:
         with self._lock:

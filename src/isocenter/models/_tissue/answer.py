@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.models._tissue.grid import Field, Spread, Working, fine_box, hounsfield, slabs
+from isocenter.models._tissue import kernels
+from isocenter.models._tissue.grid import Field, Spread, Working, fine_box, readable, slabs
+
+_NONE = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -18,13 +22,6 @@ class Ramp:
     low: float
     high: float
     width: float
-
-    def __call__(self, hu: Field) -> Field:
-        below = (hu - np.float32(self.low)) * np.float32(1 / self.width)
-        above = (np.float32(self.high) - hu) * np.float32(1 / self.width)
-        fit: Field = np.minimum(below, above, out=below)
-        fit += np.float32(0.5)
-        return np.clip(fit, 0, 1, out=fit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +52,11 @@ def render(working: Working, place: Place, array: NDArray[np.generic], step: Cal
         return out
     where = Spread(working, place.where, box)
     solid = Spread(working, place.solid, box) if place.solid is not None else None
+    ramp = place.ramp
     for rows in slabs(box):
         step()
-        p = place.ramp(hounsfield(array[rows, box[1], box[2]]))
-        p *= where(rows)
-        if solid is not None:
-            np.maximum(p, solid(rows), out=p)
-        p *= 255
-        out[rows, box[1], box[2]] = p
+        surely = solid(rows) if solid else repeat((_NONE, _NONE, 0.0))
+        for z, (below, above, weight), (lower, upper, _) in zip(range(rows.start, rows.stop), where(rows), surely, strict=False):
+            values = readable(array[z : z + 1, box[1], box[2]])
+            kernels.paint(values, below, above, lower, upper, weight, ramp.low, ramp.high, 1 / ramp.width, out[z, box[1], box[2]])
     return out

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.geometry import Triple
+from isocenter.models._tissue import kernels
 
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 
 #: Edge length in mm that voxels of the working grid come near to.
 STEP = 3.0
-#: Values outside of this are metal, or padding of the scanner's round field.
-LOWEST, HIGHEST = -1024, 3071
 #: Voxels of the scan that are worked on at once: about 16 MB as float32, and some tens of milliseconds a step.
 SLAB_VOXELS = 4_000_000
 
@@ -48,13 +47,9 @@ def reduce(array: NDArray[np.generic], spacing: Triple) -> Working:
     """The mean of blocks of `array` (z, y, x; HU), at most ~3 mm wide; the last blocks may be cut. spacing in mm (z, y, x)."""
     factors = tuple(max(1, min(n, round(STEP / s))) for n, s in zip(array.shape, spacing, strict=True))
     fz, fy, fx = factors
-    starts = [np.arange(0, n, f) for n, f in zip(array.shape, factors, strict=True)]
-    out = np.empty([len(s) for s in starts], np.float32)
-    counts = [np.diff(np.append(s, n)).astype(np.float32) for s, n in zip(starts, array.shape, strict=True)]
-    for i, z in enumerate(starts[0]):
-        plane = np.clip(hounsfield(array[z : z + fz]), LOWEST, HIGHEST).sum(axis=0)
-        plane = np.add.reduceat(np.add.reduceat(plane, starts[1], axis=0), starts[2], axis=1)
-        out[i] = plane / (counts[0][i] * counts[1][:, None] * counts[2][None, :])
+    out = np.empty([-(-n // f) for n, f in zip(array.shape, factors, strict=True)], np.float32)
+    for i, plane in enumerate(out):
+        kernels.block_means(readable(array[i * fz : i * fz + fz]), fy, fx, plane)
     step = (spacing[0] * fz, spacing[1] * fy, spacing[2] * fx)
     z, y, x = array.shape
     return Working(out, step, (fz, fy, fx), (z, y, x))
@@ -65,10 +60,9 @@ def field(mask: Mask) -> Field:
     return mask.astype(np.float32)
 
 
-def hounsfield(array: NDArray[np.generic]) -> Field:
-    """A copy as float32; what is not a number counts as padding."""
-    values = np.array(array, np.float32)
-    return np.nan_to_num(values, copy=False, nan=LOWEST, posinf=HIGHEST, neginf=LOWEST) if array.dtype.kind == "f" else values
+def readable(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Voxels as the kernels take them; a copy only where they do not."""
+    return array if array.dtype in kernels.AS_THEY_ARE and array.flags.aligned else np.array(array, np.float32)
 
 
 def _between(n: int, coarse: int, factor: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Field]:
@@ -85,19 +79,17 @@ class Spread:
         self._field = field
         self._ways = [_between(n, c, f) for n, c, f in zip(working.shape, field.shape, working.factors, strict=True)]
         self._box = box
-        self._plain = working.factors == (1, 1, 1)
 
-    def __call__(self, rows: slice) -> Field:
-        """Values on the box's voxels of the slices `rows`."""
+    def __call__(self, rows: slice) -> Iterator[tuple[Field, Field, float]]:
+        """For each of the slices `rows`: the values on the box's pixels below and above it, and the weight of the ones above."""
         _, by, bx = self._box
-        if self._plain:
-            return self._field[rows, by, bx]
         (z0, z1, wz), (y0, y1, wy), (x0, x1, wx) = self._ways
         first = z0[rows.start]
         part = self._field[first : z1[rows.stop - 1] + 1]
         part = _mix(part, x0[bx], x1[bx], wx[bx], 2)
         part = _mix(part, y0[by], y1[by], wy[by], 1)
-        return _mix(part, z0[rows] - first, z1[rows] - first, wz[rows], 0)
+        for z in range(rows.start, rows.stop):
+            yield part[z0[z] - first], part[z1[z] - first], float(wz[z])
 
 
 def _mix(part: Field, low: NDArray[np.intp], high: NDArray[np.intp], weight: Field, axis: int) -> Field:
