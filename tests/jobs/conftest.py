@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 from collections.abc import Iterator
@@ -10,11 +11,17 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import structlog
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
 
+from isocenter.core.phantom import phantom
 from isocenter.core.settings import Settings
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.queue import Queue
+from isocenter.service import Service
 from isocenter.store.database import Database, url_of
+from tests.http.conftest import dicom_series
 from tests.jobs import servers
 
 _NUMBERS = itertools.count()
@@ -77,8 +84,35 @@ def queue(database: Database) -> Queue:
 
 
 @pytest.fixture
-def backend(tmp_path: Path) -> Iterator[Backend]:
+def settings(tmp_path: Path) -> Settings:
     """SQLite and a folder, with leases that end soon."""
-    made = Backend(Settings(home=tmp_path / "home", job_lease=1.0, min_free_bytes=0))
+    return Settings(home=tmp_path / "home", job_lease=1.0, min_free_bytes=0)
+
+
+@pytest.fixture
+def backend(settings: Settings) -> Iterator[Backend]:
+    """By the settings, which a module may have of its own."""
+    made = Backend(settings)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """What does the work of jobs, without any network's weights."""
+    made = Service(Settings(home=tmp_path_factory.mktemp("service"), decoders=0))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Dataset]:
+    """A chest CT of 24 slices, of somebody with a name."""
+    return [dcmread(DicomBytesIO(data)) for data in dicom_series(phantom((24, 48, 48)).volume.array.astype("int16"), patient="Jane^Doe")]
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What the test left to the collector is collected here, and not in another one."""
+    yield
+    gc.collect()

@@ -6,8 +6,10 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, SegmentationStorage
 from pynetdicom import AE, build_context, evt
@@ -17,6 +19,16 @@ from isocenter.core.settings import Settings
 from isocenter.jobs.backend import Backend
 from isocenter.listenservice import Listener, Rules
 from isocenter.service import Service
+
+#: Marks modules that speak DICOM: the library leaves a socket or a file to the collector where an association breaks off.
+LEFT_TO_THE_COLLECTOR = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"), pytest.mark.usefixtures("collected")]
+
+
+def rules_of(text: str, tmp_path: Path, port: int = 1) -> Rules:
+    """Rules whose text says `{port}` where the archive's port belongs."""
+    path = tmp_path / "rules.toml"
+    path.write_text(text.replace("{port}", str(port)))
+    return Rules.read(path)
 
 
 @contextlib.contextmanager

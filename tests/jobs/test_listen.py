@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import gc
+import copy
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import highdicom
-import numpy as np
 import pytest
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
 from pydicom.uid import SegmentationStorage
 from pynetdicom.sop_class import CTImageStorage
 from typer.testing import CliRunner
@@ -22,19 +18,16 @@ from typer.testing import CliRunner
 from isocenter import jobservice
 from isocenter.cli import app
 from isocenter.core.errors import UsageError
-from isocenter.core.phantom import phantom
 from isocenter.core.settings import Settings
 from isocenter.io import dimse
 from isocenter.jobs import inbox
 from isocenter.jobs.backend import Backend
 from isocenter.listenservice import Listener, Rules
 from isocenter.service import Service
-from tests.http.conftest import dicom_series
-from tests.jobs.dicom_nodes import call, listening, pacs, until
+from tests.jobs.dicom_nodes import LEFT_TO_THE_COLLECTOR, call, listening, pacs, rules_of, until
 from tests.ports import free_port
 
-#: The library under the test leaves a socket or a file to the collector where an association breaks off.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = LEFT_TO_THE_COLLECTOR
 RULES = """
 [[rules]]
 name = "never"
@@ -59,42 +52,13 @@ ae_title = "PACS"
 """
 
 
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """What it left is collected here, and not in another test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Dataset]:
-    files = dicom_series(phantom((24, 48, 48)).volume.array.astype(np.int16), patient="Jane^Doe")
-    return [dcmread(DicomBytesIO(data)) for data in files]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(Settings(home=tmp_path_factory.mktemp("service"), decoders=0))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, dicom_port=0, dicom_settle=3.0, dicom_allowed=("SCANNER",), min_free_bytes=0, decoders=0)
 
 
-@pytest.fixture
-def backend(settings: Settings) -> Iterator[Backend]:
-    made = Backend(settings)
-    yield made
-    made.close()
-
-
 def rules(tmp_path: Path, port: int = 1) -> Rules:
-    path = tmp_path / "rules.toml"
-    path.write_text(RULES.replace("{port}", str(port)))
-    return Rules.read(path)
+    return rules_of(RULES, tmp_path, port)
 
 
 def check_segmentation(dataset: Dataset, images: list[Dataset]) -> None:
@@ -263,6 +227,10 @@ def test_who_may_call_and_what_may_come(
         noimage.file_meta = images[0].file_meta
         noimage.SOPClassUID, noimage.SOPInstanceUID, noimage.StudyInstanceUID = CTImageStorage, "1.2.3.4", "1.2.3"
         assert call(here, [noimage]) == [0xC000]
+        for name in ("StudyInstanceUID", "SeriesInstanceUID"):
+            unnamed = copy.deepcopy(images[0])
+            setattr(unnamed, name, "")
+            assert call(here, [unnamed]) == [0xC000], "nothing says with which images it belongs together"
         large = Dataset()
         large.update(images[1])
         large.file_meta = images[1].file_meta

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from structlog.testing import capture_logs
@@ -21,7 +18,6 @@ from typer.testing import CliRunner
 from isocenter import jobservice
 from isocenter.cli import app
 from isocenter.core.errors import StoreError, UsageError
-from isocenter.core.phantom import phantom
 from isocenter.core.settings import Settings
 from isocenter.io import dimse
 from isocenter.io.dimse_tls import Tls
@@ -30,11 +26,10 @@ from isocenter.jobs.backend import Backend
 from isocenter.listenservice import Rules
 from isocenter.service import Service
 from tests.certificates import Authority, Pair
-from tests.http.conftest import dicom_series
-from tests.jobs.dicom_nodes import call, listening, pacs, until
+from tests.jobs.dicom_nodes import LEFT_TO_THE_COLLECTOR, call, listening, pacs, rules_of, until
 from tests.ports import free_port
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = LEFT_TO_THE_COLLECTOR
 RULES = """
 [[rules]]
 name = "lungs"
@@ -49,13 +44,6 @@ ae_title = "PACS"
 tls = true
 tls_name = "pacs.example.org"
 """
-
-
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """What the library left is collected here, and not in another test."""
-    yield
-    gc.collect()
 
 
 @dataclass(frozen=True)
@@ -74,18 +62,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys(authority, Authority(folder, "somebody"), authority.issue("here"), authority.issue("scanner"), authority.issue("pacs.example.org"))
 
 
-@pytest.fixture(scope="module")
-def images() -> list[Dataset]:
-    return [dcmread(DicomBytesIO(data)) for data in dicom_series(phantom((24, 48, 48)).volume.array.astype("int16"), patient="Jane^Doe")]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(Settings(home=tmp_path_factory.mktemp("service"), decoders=0))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def settings(tmp_path: Path, keys: Keys) -> Settings:
     return Settings(
@@ -102,17 +78,8 @@ def settings(tmp_path: Path, keys: Keys) -> Settings:
     )
 
 
-@pytest.fixture
-def backend(settings: Settings) -> Iterator[Backend]:
-    made = Backend(settings)
-    yield made
-    made.close()
-
-
 def rules(tmp_path: Path, port: int = 1) -> Rules:
-    path = tmp_path / "rules.toml"
-    path.write_text(RULES.replace("{port}", str(port)))
-    return Rules.read(path)
+    return rules_of(RULES, tmp_path, port)
 
 
 def test_a_series_comes_and_its_results_go_encrypted(

@@ -133,7 +133,8 @@ class Receiver:
             if path.stat().st_size > self._max_bytes:
                 raise LimitError("the image is too large", limit="dicom_max_bytes", value=self._max_bytes)
             with path.open("rb") as file:
-                facts = study.describe(Part(path.stat().st_size, file=file), self._limits)
+                # Named: images come one by one, and only their UIDs say which belong together.
+                facts = study.describe(Part(path.stat().st_size, file=file), self._limits, named=True)
             sop_uid = str(event.request.AffectedSOPInstanceUID)[:64]
             self._keep(Arrived(path, facts.study_uid, sop_uid, str(event.assoc.requestor.ae_title).strip()[:16], facts.series[0]))
         except (StoreError, LimitError, OSError) as error:
