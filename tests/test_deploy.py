@@ -28,6 +28,7 @@ SETS = (
     ("docker-compose.yml", "docker-compose.cpu.yml"),
     ("docker-compose.yml", "docker-compose.gpu.yml"),
     ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.cpu.yml"),
+    ("docker-compose.yml", "docker-compose.cpu.yml", "docker-compose.listen.yml"),
     ("docker-compose.server.yml",),
     ("docker-compose.twin.yml",),
 )
@@ -194,6 +195,55 @@ def test_the_command_of_the_cpu_worker_starts_two_hands(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         backend.close()
+
+
+def test_the_command_of_the_listener_takes_what_a_router_sends(tmp_path: Path) -> None:
+    """`listen`'s own command, variables and health check, on SQLite and on a free port; the guide's rules as its file."""
+    from pynetdicom import AE
+    from pynetdicom.sop_class import Verification
+
+    service, port = services("docker-compose.listen.yml")["listen"], free_port()
+    own = {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value) for name, value in service["environment"].items() if name.startswith("ISOCENTER_DICOM_")}
+    assert own["ISOCENTER_DICOM_HOST"] == "0.0.0.0"
+    assert own["ISOCENTER_DICOM_ALLOWED"].startswith("${ISOCENTER_DICOM_ALLOWED:?"), "strangers cannot send"
+    (bound,) = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    assert bound["target"] == own["ISOCENTER_DICOM_RULES"]
+    assert service["ports"] == [f"{own['ISOCENTER_DICOM_PORT']}:{own['ISOCENTER_DICOM_PORT']}"]
+    assert "dicom-net" in service["build"]["args"]["EXTRAS"].split(",")
+    rules = re.search(r"```toml\n(.+?)```", (ROOT / "docs" / "listen.md").read_text(), re.S)
+    assert rules is not None
+    (tmp_path / "listen.toml").write_text(rules[1])
+    own |= {"ISOCENTER_DICOM_PORT": str(port), "ISOCENTER_DICOM_ALLOWED": "PACS,ROUTER1", "ISOCENTER_DICOM_RULES": str(tmp_path / "listen.toml")}
+    program, *words = service["command"]
+    kind, python, flag, check = service["healthcheck"]["test"]
+    assert (kind, python, flag, check.count("11112")) == ("CMD", "python", "-c", 1)
+
+    def well() -> bool:
+        return subprocess.run([sys.executable, "-c", check.replace("11112", str(port))], capture_output=True, check=False).returncode == 0
+
+    assert not well()
+    environment = {**os.environ, "ISOCENTER_HOME": str(tmp_path / "home"), **own}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([BIN / program, *words], env=environment, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        end = time.monotonic() + 180
+        while not well():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < end, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.1)
+        for title, taken in (("ROUTER1", True), ("STRANGER", False)):
+            node = AE(ae_title=title)
+            node.add_requested_context(Verification)
+            association = node.associate("127.0.0.1", port, ae_title=own["ISOCENTER_DICOM_AE_TITLE"])
+            assert association.is_established == taken
+            if taken:
+                assert association.send_c_echo().Status == 0x0000
+                association.release()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def well(kind: str, beats: Path) -> bool:
