@@ -211,6 +211,7 @@ def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Pat
         pytest.param({"patient_id": "x", "visits": [{"day": 0}], "therapies": [{"type": "a"}]}, "start", id="a therapy without a start"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "clicks": [[1]]}]}, "wrong kind", id="clicks of the wrong kind"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[1, 2, 3]]}]}, "wrong kind", id="a box of three"),
+        pytest.param({"patient_id": "x", "visits": [{"day": 0, "assessment": {"flair": "so-so"}}]}, "assessment", id="an assessment that is none"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0, "boxes": [[5, 5, 5, 4, 9, 9]]}]}, "first and its last", id="a box inside out"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0}, {"day": 1e300}]}, "100,000", id="a day after the end of time"),
         pytest.param({"patient_id": "x", "visits": [{"day": 0}], "therapies": [{"type": "a", "start": 1e12}]}, "100,000", id="a therapy then"),

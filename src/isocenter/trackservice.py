@@ -16,7 +16,7 @@ from threading import Thread
 from blake3 import blake3
 
 from isocenter import narrateservice
-from isocenter.analysis import appearance
+from isocenter.analysis import appearance, case_response
 from isocenter.analysis.case import Case, MeasuredVisit, assemble
 from isocenter.analysis.case_edits import Edits, track_names
 from isocenter.analysis.case_json import as_dict
@@ -58,6 +58,7 @@ def track(
     """
     options = options or TrackOptions()
     formats.chosen(options.formats)  # before any work is done
+    case_response.check(options.criteria)
     study = visits.read(place, service.settings)
     patient = Patient(study.patient_id, tuple(Timepoint(v.id, v.day, v.scan_date, v.modality) for v in study.visits), study.therapies)
     home = out / "processed" / study.patient_id
@@ -89,7 +90,9 @@ def track(
             describe.described(service, measured, home / visit.id, describing, run)
     run.check((steps - 1) / steps, "following lesions")
     compiling.join()
-    case = assemble(patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy)
+    case = assemble(
+        patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy, criteria=options.criteria
+    )
     case = replace(case, notes=(*study.notes, *case.notes), names=track_names(Edits(names=study.names), case.graph))
     run.check((steps - 0.7) / steps, "telling the case")
     story = _story(service, case, measured_visits, home, options, run)

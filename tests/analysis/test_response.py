@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
 from isocenter.analysis.response.irecist import ICategory, NewLesions
 from isocenter.analysis.response.rano import Status, Trend
-from isocenter.analysis.response.recist import Candidate, best_overall, choose_targets
+from isocenter.analysis.response.recist import Candidate, best_overall, choose_targets, respond, unconfirmed
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, TOO_SMALL, Category, NonTargets, Response, Target, Visit, measured
 from isocenter.core.errors import UsageError
 
@@ -119,7 +119,7 @@ def test_table_2(non: NonTargets, new: bool, expected: Category) -> None:
 
 
 def best(*categories: Category, confirm: bool = True, every: float = 42) -> Category:
-    responses = [Response(every * (i + 1), c, None, None, None, None, None, None) for i, c in enumerate(categories)]
+    responses = [Response(every * (i + 1), c, c, None, None, None, None, None) for i, c in enumerate(categories)]
     return best_overall(responses, 0, confirm=confirm)
 
 
@@ -152,6 +152,23 @@ def test_stability_takes_its_time_and_confirmation_four_weeks() -> None:
     assert best(PR, PR, PR, every=20) is PR
     assert best(PR, PD, confirm=False) is PR
     assert best(PD, PR, confirm=False) is PD, "nothing counts after progression"
+
+
+def test_what_was_not_evaluated_confirms_nothing_and_takes_nothing_away() -> None:
+    """Sections 4.4.3, 4.4.4 and 4.6.1: a response stands when it is seen again, over missed visits too; else it is worth stability."""
+    assert (best(CR, NE), best(CR, NE, confirm=False)) == (SD, CR)
+    assert (best(NE, CR), best(NE, CR, confirm=False)) == (SD, CR), "the last visit has none after it"
+    assert best(CR, NE, CR) is CR
+    assert best(PR, NE, CR) is PR
+    rows = [Response(42.0 * (i + 1), c, c, None, None, None, None, None) for i, c in enumerate((PR, CR, NE))]
+    told = unconfirmed(rows, 0)
+    assert told is not None
+    assert told.startswith("best overall response CR, confirmed PR: CR on day 84 was not seen again at least 4 weeks later (after it: NE).")
+    assert unconfirmed([*rows, Response(168, CR, CR, None, None, None, None, None)], 0) is None
+    alone = course(Visit(0, {}), Visit(56, {}, non_targets=NonTargets.CR))
+    assert alone == [CR]
+    judged = respond(Visit(0, {}), [Visit(56, {}, non_targets=NonTargets.CR)])
+    assert best_overall(judged, 0, confirm=True) is NON, "without targets there is no stable disease (table 2)"
 
 
 def test_targets_are_the_largest_five_and_two_an_organ() -> None:

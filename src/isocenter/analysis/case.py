@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isocenter.analysis.case_growth import TrackGrowth, grow
+from isocenter.analysis.case_response import respond
 from isocenter.analysis.growth.forecast import BROAD, Population
 from isocenter.analysis.growth.scenarios import DEFAULTS
 from isocenter.analysis.lesions import LesionSize
-from isocenter.analysis.response import irecist, recist, volumetric
+from isocenter.analysis.response.irecist import IResponse
 from isocenter.analysis.response.recist import Candidate, choose_targets
-from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
+from isocenter.analysis.response.visit import Category, Response
 from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, follow
 from isocenter.analysis.tracking.match import Located
-from isocenter.analysis.uncertainty import of_diameter, probabilities
+from isocenter.analysis.uncertainty import of_diameter
 from isocenter.core.errors import UsageError
 from isocenter.core.geometry import Triple
 from isocenter.core.patient import Lesion, Patient, Timepoint
-
-#: A lesion that was not there before is unequivocally new from this diameter on (measurable, RECIST 1.1 section 3.1.1).
-NEW_MM = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class MeasuredVisit:
     """A visit and its lesions; found is None where there was no scan (or none that could be used), reason says why.
 
     spacing: of the scan, mm. carried: the lesions' centroids in the next visit's scan, None where that is not registered.
-    new_lesions: what a person said; None lets the tracks decide. onward: 3 x 4, LPS mm of this scan to those of the next visit's.
+    new_lesions: what a person said; None lets the tracks decide. assessment: more of that, as a `study.json` has it.
+    onward: 3 x 4, LPS mm of this scan to those of the next visit's.
     """
 
     timepoint: Timepoint
@@ -52,14 +51,16 @@ class MeasuredVisit:
     reason: str | None = None
     notes: tuple[str, ...] = ()
     onward: tuple[tuple[float, ...], ...] | None = None
+    assessment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """Everything that is known of a patient. responses: by criterion, one a visit after the baseline.
 
-    chances: by visit after the baseline, the probability of each RECIST category. notes: what its reader should know.
-    names: what readers call a track.
+    irecist: the same by iRECIST, where that was asked for. best_overall: with confirmation, best_seen: without. sums_sd_mm: standard
+    deviation of RECIST's sum, by visit after the baseline. chances: the same way, the probability of each RECIST category.
+    notes: what its reader should know. names: what readers call a track.
     """
 
     patient: Patient
@@ -74,6 +75,9 @@ class Case:
     growth: tuple[TrackGrowth, ...]
     notes: tuple[str, ...] = field(default=())
     names: Mapping[str, str] = field(default_factory=dict)
+    irecist: tuple[IResponse, ...] = ()
+    best_seen: Category | None = None
+    sums_sd_mm: tuple[float | None, ...] = ()
 
     def called(self, track: str) -> str:
         """A track with the name that readers gave it: "L1", or "L1 (the left one)"."""
@@ -93,6 +97,7 @@ def assemble(
     population: Population = BROAD,
     scenarios: Sequence[str] = DEFAULTS,
     immunotherapy: bool = False,
+    criteria: Sequence[str] = (),
     roles: Mapping[Node, bool] | None = None,
     growing: bool = True,
 ) -> Case:
@@ -110,9 +115,25 @@ def assemble(
     targets, non_targets = _choose(seen[0], graph, roles or {})
     lesions = _lesions(visits, graph, targets)
     notes = [*(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason), *_kinds(seen)]
-    responses, best, chances, more = _respond(visits, seen[0], graph, lesions, targets, non_targets, immunotherapy)
+    asked = frozenset({*criteria, *(("irecist",) if immunotherapy else ())})
+    judged = respond(visits, seen[0], graph, lesions, targets, non_targets, patient.therapies, asked)
     growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios) if growing else ()
-    return Case(patient, tuple(visits), lesions, graph, targets, non_targets, responses, best, chances, growth, (*notes, *more))
+    return Case(
+        patient,
+        tuple(visits),
+        lesions,
+        graph,
+        targets,
+        non_targets,
+        judged.responses,
+        judged.best_overall,
+        judged.chances,
+        growth,
+        (*notes, *judged.notes),
+        irecist=judged.irecist,
+        best_seen=judged.best_seen,
+        sums_sd_mm=judged.sums_sd_mm,
+    )
 
 
 def followed(visits: Sequence[MeasuredVisit], lesions: Sequence[Lesion]) -> list[tuple[float, list[Lesion]]]:
@@ -224,92 +245,3 @@ def _lesions(visits: Sequence[MeasuredVisit], graph: LesionGraph, targets: Seque
                 )
             )
     return tuple(lesions)
-
-
-def _parts(graph: LesionGraph) -> dict[str, set[str]]:
-    """Tracks that split off from another one, by that one: their diameters are added to it (RECIST 1.1, section 4.3.2)."""
-    parts: dict[str, set[str]] = {}
-    order = list(graph.visits)
-    for event in graph.events:
-        if event.event is Event.SPLIT:
-            before = order[order.index(event.visit) - 1]
-            parent = graph.track_of(before, event.parents[0])
-            parts.setdefault(parent, set()).update(graph.track_of(event.visit, lesion) for lesion in event.lesions)
-    return parts
-
-
-def _visit(
-    visit: MeasuredVisit, lesions: Sequence[Lesion], targets: Sequence[str], parts: Mapping[str, set[str]], value: str | None
-) -> dict[str, Target]:
-    """The targets at a visit: `value` of each lesion, or the diameter that RECIST takes."""
-    if visit.found is None:
-        return dict.fromkeys(targets, NOT_EVALUATED)
-    here = [lesion for lesion in lesions if lesion.timepoint_id == visit.timepoint.timepoint_id]
-    states = {}
-    for target in targets:
-        sizes = []
-        for lesion in here:
-            if lesion.track == target or lesion.track in parts.get(target, ()):
-                sizes.append(getattr(lesion, value or ("short_axis_mm" if lesion.is_node else "longest_mm")))
-        states[target] = measured(sum(sizes)) if sizes and None not in sizes else NOT_EVALUATED if sizes else ABSENT
-    return states
-
-
-def _respond(
-    visits: Sequence[MeasuredVisit],
-    baseline: MeasuredVisit,
-    graph: LesionGraph,
-    lesions: Sequence[Lesion],
-    targets: tuple[str, ...],
-    non_targets: tuple[str, ...],
-    immunotherapy: bool,
-) -> tuple[dict[str, tuple[Response, ...]], Category | None, tuple[Mapping[Category, float], ...], list[str]]:
-    notes: list[str] = []
-    later = [v for v in visits if v.timepoint.day > baseline.timepoint.day]
-    if not later:
-        return {}, None, (), ["one visit only: there is no response, growth or forecast to tell yet"]
-    parts = _parts(graph)
-    nodes = frozenset(lesion.track for lesion in lesions if lesion.is_node and lesion.track in targets)
-
-    def as_visit(visit: MeasuredVisit, value: str | None) -> Visit:
-        new, others = _beyond(visit, lesions, non_targets, graph, notes if value is None else [])
-        return Visit(visit.timepoint.day, _visit(visit, lesions, targets, parts, value), nodes if value is None else frozenset(), others, new)
-
-    start, follow_ups = as_visit(baseline, None), [as_visit(v, None) for v in later]
-    responses = {"recist_1.1": tuple(recist.respond(start, follow_ups))}
-    responses["volumetric"] = tuple(volumetric.respond(as_visit(baseline, "volume_mm3"), [as_visit(v, "volume_mm3") for v in later]))
-    if immunotherapy:
-        answers = irecist.respond(start, follow_ups)
-        notes += [f"day {a.day:g}, iRECIST: {a.category} ({'; '.join(a.reasons)})" for a in answers]
-    best = recist.best_overall(responses["recist_1.1"], baseline.timepoint.day, confirm=True)
-    spread = {t: max((lesion.sd_mm or 0.0 for lesion in lesions if lesion.track == t), default=0.0) for t in targets}
-    chances = tuple(probabilities(start, follow_ups, spread, recist.respond, draws=500)) if targets else ()
-    if not targets:
-        notes.append("no lesion at baseline is large enough to be a target (10 mm, nodes 15 mm)")
-    return responses, best, chances, list(dict.fromkeys(notes))
-
-
-def _beyond(
-    visit: MeasuredVisit, lesions: Sequence[Lesion], non_targets: Sequence[str], graph: LesionGraph, notes: list[str]
-) -> tuple[bool, NonTargets]:
-    """Whether there are new lesions, and the state of all non-targets."""
-    here = {lesion.track: lesion for lesion in lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
-    fresh = [lesion for lesion in here.values() if _began_new(lesion.track, graph)]
-    new = visit.new_lesions
-    if new is None:
-        new = any((lesion.longest_mm or 0) >= NEW_MM for lesion in fresh)
-        small = [lesion.track for lesion in fresh if (lesion.longest_mm or 0) < NEW_MM]
-        if small and not new:
-            name = visit.timepoint.timepoint_id
-            notes.append(f"{name}: {', '.join(small)} new but below {NEW_MM:g} mm, not taken as unequivocally new; say new_lesions to decide")
-    if not non_targets:
-        return new, NonTargets.NONE
-    if visit.found is None:
-        return new, NonTargets.NE
-    return new, NonTargets.NON if any(track in here for track in non_targets) else NonTargets.CR
-
-
-def _began_new(track: str, graph: LesionGraph) -> bool:
-    first = next(visit for visit in graph.visits if visit in graph.tracks[track])
-    lesion = graph.tracks[track][first]
-    return any(e.event is Event.NEW and e.visit == first and lesion in e.lesions for e in graph.events)

@@ -6,6 +6,7 @@ from typing import Any
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.case_growth import TrackGrowth
+from isocenter.analysis.response.visit import Response
 
 
 def as_dict(case: Case) -> dict[str, Any]:
@@ -32,26 +33,35 @@ def as_dict(case: Case) -> dict[str, Any]:
         "non_targets": list(case.non_targets),
         "graph": case.graph.as_dict(),
         "names": dict(case.names),
-        "response": {
-            criterion: [
-                {
-                    "day": r.day,
-                    "category": str(r.category),
-                    "sum": r.sum,
-                    "baseline": r.baseline,
-                    "nadir": r.nadir,
-                    "percent_change_from_baseline": r.percent_baseline,
-                    "percent_change_from_nadir": r.percent_nadir,
-                    "reasons": list(r.reasons),
-                }
-                for r in responses
-            ]
-            for criterion, responses in case.responses.items()
-        },
+        "response": _responses(case),
         "best_overall_response": str(case.best_overall) if case.best_overall else None,
+        "best_overall_response_unconfirmed": str(case.best_seen) if case.best_seen else None,
         "response_probabilities": [{str(category): p for category, p in c.items()} for c in case.chances],
         "growth": [growth_dict(g) for g in case.growth],
         "notes": list(case.notes),
+    }
+
+
+def _responses(case: Case) -> dict[str, list[dict[str, Any]]]:
+    """By criterion, one row a visit after the baseline."""
+    rows = {criterion: [_response(r) for r in responses] for criterion, responses in case.responses.items()}
+    for row, sd in zip(rows.get("recist_1.1", ()), case.sums_sd_mm, strict=False):
+        row["sum_sd_mm"] = sd
+    if case.irecist:
+        rows["irecist"] = [{**_response(r.recist), "category": str(r.category), "reasons": list(r.reasons)} for r in case.irecist]
+    return rows
+
+
+def _response(r: Response) -> dict[str, Any]:
+    return {
+        "day": r.day,
+        "category": str(r.category),
+        "sum": r.sum,
+        "baseline": r.baseline,
+        "nadir": r.nadir,
+        "percent_change_from_baseline": r.percent_baseline,
+        "percent_change_from_nadir": r.percent_nadir,
+        "reasons": list(r.reasons),
     }
 
 

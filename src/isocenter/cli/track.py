@@ -33,7 +33,10 @@ def track(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Finds the lesions of visits that have neither mask nor clicks.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Which of the model's labels are lesions; may be repeated.")] = None,
     least_mm3: Annotated[float, typer.Option(min=0, help="Smaller specks are not lesions.")] = 30.0,
-    immunotherapy: Annotated[bool, typer.Option(help="Judge by iRECIST as well.")] = False,
+    immunotherapy: Annotated[bool, typer.Option(help="Judge by iRECIST as well; the same as `--criterion irecist`.")] = False,
+    criterion: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Judge by irecist, mrecist or rano as well as by RECIST 1.1; may be repeated.")
+    ] = None,
     registration: Annotated[
         Registration, typer.Option(help="How scans are aligned; none: lesions are matched by a common shift. deformable takes longest.")
     ] = Registration.AFFINE,
@@ -69,6 +72,7 @@ def track(
         labels=tuple(label or ()),
         least_mm3=least_mm3,
         immunotherapy=immunotherapy,
+        criteria=tuple(criterion or ()),
         registration=None if registration is Registration.NONE else Freedom(registration.value),
         formats=tuple(kind.name for kind in kinds),
         identity=identity,
@@ -117,6 +121,7 @@ def track(
     if tracks:
         table(("Lesion", "Organ", "Role", "Seen at", "First (mm)", "Last (mm)"), tracks, numbers=(4, 5))
     if case.best_overall:
-        typer.echo(f"Best overall response, confirmed: {case.best_overall}")
+        more = f" (without confirmation: {case.best_seen})" if case.best_seen not in (None, case.best_overall) else ""
+        typer.echo(f"Best overall response, confirmed: {case.best_overall}{more}")
     for kind in kinds:
         typer.echo(f"{out / kind.place}: {kind.words}")

@@ -15,7 +15,7 @@ class TrackOptions:
     registration: how visits are aligned, None for not at all. least_mm3: smaller specks are not lesions. preprocessed:
     whether scans ready for networks are written too. formats: names in `analysis.report.formats.FORMATS`. identity: whether
     outputs name the patient, as the scans' headers do. embedder: model that describes each lesion's picture by a vector; by
-    default one that is installed, "none" for none.
+    default one that is installed, "none" for none. immunotherapy: judge by iRECIST, too. criteria: names in `analysis.case_response.CRITERIA`.
     """
 
     model: str | None = None
@@ -25,6 +25,7 @@ class TrackOptions:
     preprocessed: bool = True
     registration: Freedom | None = Freedom.AFFINE
     immunotherapy: bool = False
+    criteria: tuple[str, ...] = ()
     formats: tuple[str, ...] = formats.DEFAULT
     identity: bool = False
     embedder: str | None = None

@@ -86,7 +86,7 @@ def measure_visit(
     """
     point = Timepoint(visit.id, visit.day, visit.scan_date, visit.modality)
     if visit.image is None:
-        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan")
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan", assessment=visit.assessment)
     try:
         key = visit_key(service, study, visit, options)
         known = files.kept(folder, key.whole)
@@ -97,9 +97,9 @@ def measure_visit(
     except ModelError:
         raise
     except IsocenterError as error:
-        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=error.message)
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=error.message, assessment=visit.assessment)
     found, spacing, notes = known
-    return MeasuredVisit(point, found, spacing, None, visit.new_lesions, None, notes)
+    return MeasuredVisit(point, found, spacing, None, visit.new_lesions, None, notes, assessment=visit.assessment)
 
 
 def open_scan(service: Service, visit: VisitFiles) -> Volume:

@@ -29,12 +29,22 @@ _MOST_NAME = 100
 _MOST_DAYS = 100_000
 
 
+_TRENDS = ("better", "stable", "worse")
+#: What a person may say of a visit, and in which words: of the non-targets (RECIST 1.1), and what RANO asks beside the images.
+ASSESSMENT = {
+    "non_targets": ("CR", "NON-CR/NON-PD", "PD", "NE"),
+    "flair": _TRENDS,
+    "clinical": _TRENDS,
+    "steroids": (*_TRENDS, "none"),
+}
+
+
 @dataclass(frozen=True)
 class VisitFiles:
     """Where one visit's scan is. image: a file or a DICOM folder, None for a visit without a scan; series_uid within it.
 
     mask: a label map on the image's grid. clicks: one list of voxel positions (x, y, z) for each lesion.
-    boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions.
+    boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions. assessment: what no image says, by `ASSESSMENT`.
     """
 
     id: str
@@ -47,6 +57,7 @@ class VisitFiles:
     clicks: tuple[tuple[tuple[int, int, int], ...], ...] = ()
     new_lesions: bool | None = None
     boxes: tuple[tuple[int, int, int, int, int, int], ...] = ()
+    assessment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,8 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
         boxes = tuple(_box(box) for box in row.get("boxes", []))
         image, mask = (_inside(folder, row.get(name)) for name in ("image", "mask"))
         name = check_id(str(row.get("id", f"visit-{k + 1}")), "a visit's id")
-        visits.append(VisitFiles(name, day, when, image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions"), boxes))
+        facts = image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions"), boxes, _assessment(row.get("assessment", {}))
+        visits.append(VisitFiles(name, day, when, *facts))
     therapies = []
     for k, row in enumerate(told.get("therapies", [])):
         start, end = (_day(row.get(name), first) for name in ("start", "end"))
@@ -139,6 +151,15 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
     nodes = frozenset(int(value) for value, facts in labels.items() if facts.get("node"))
     study = _study(check_id(str(told["patient_id"]), "a patient's id"), visits, tuple(therapies), organs, nodes)
     return replace(study, names=_names(told.get("names", []), {v.id for v in visits}))
+
+
+def _assessment(said: dict[str, Any]) -> dict[str, str]:
+    """Raises `InputError` for anything that is not in `ASSESSMENT`."""
+    for name, value in said.items():
+        if name not in ASSESSMENT or value not in ASSESSMENT[name]:
+            allowed = "; ".join(f"{key}: {', '.join(words)}" for key, words in ASSESSMENT.items())
+            raise InputError(f"an assessment that is none; there are {allowed}")
+    return dict(said)
 
 
 def _names(rows: list[list[str]], known: set[str]) -> dict[tuple[str, str], str]:

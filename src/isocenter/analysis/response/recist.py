@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from isocenter.analysis.response.visit import Category, NonTargets, Response, State, Target, Visit, ordered, percent
 from isocenter.core.errors import UsageError
 
-#: Section 3.1.1: least longest diameter of a measurable lesion, and short axis of a measurable node (3.1.2).
+#: Section 3.1.1: least longest diameter of a measurable lesion, and short axis of a measurable node.
 MEASURABLE_MM, NODE_MEASURABLE_MM = 10.0, 15.0
-#: Section 3.1.2: a node below this short axis is not pathological.
+#: Section 4.2: a node below this short axis is not pathological.
 NODE_NORMAL_MM = 10.0
 #: Section 4.3.2: what a target counts that is there but too small to measure.
 TOO_SMALL_MM = 5.0
@@ -38,19 +38,19 @@ class Candidate:
 
     @property
     def measurable(self) -> bool:
-        """Sections 3.1.1 and 3.1.2; with slices above 5 mm, twice their thickness (appendix II)."""
+        """Section 3.1.1; with slices above 5 mm, twice their thickness (appendix II)."""
         size = self.short_axis_mm if self.node else self.longest_mm
         least = NODE_MEASURABLE_MM if self.node else max(MEASURABLE_MM, 2 * self.slice_mm if self.slice_mm > 5 else 0)
         return size is not None and size >= least - _EPSILON
 
     @property
     def pathological(self) -> bool:
-        """Whether it is disease at all: a node below 10 mm is not (section 3.1.2)."""
+        """Whether it is disease at all: a node below 10 mm is not (section 4.2)."""
         return not self.node or self.short_axis_mm is None or self.short_axis_mm >= NODE_NORMAL_MM - _EPSILON
 
 
 def choose_targets(candidates: Sequence[Candidate], said: Mapping[str, bool] | None = None) -> tuple[list[str], list[str]]:
-    """(targets, non-targets): at most five and two an organ, the largest first (section 4.1); all other disease is non-target.
+    """(targets, non-targets): at most five and two an organ, the largest first (section 4.2); all other disease is non-target.
 
     Lymph nodes count as one organ. Equal sizes go by their order. said: lesions that a reader made targets (True) or not
     (False). Raises `UsageError` for a target that is not there at baseline or not measurable, or for more than may be.
@@ -58,14 +58,14 @@ def choose_targets(candidates: Sequence[Candidate], said: Mapping[str, bool] | N
     said = said or {}
     wanted = {name for name, target in said.items() if target}
     if missing := sorted(wanted - {c.id for c in candidates}):
-        raise UsageError(f"{', '.join(missing)} is not there at baseline, so it cannot be a target (RECIST 1.1, section 4.1)")
+        raise UsageError(f"{', '.join(missing)} is not there at baseline, so it cannot be a target (RECIST 1.1, section 4.2)")
     chosen: list[str] = []
     organs: Counter[str] = Counter()
     for lesion in sorted(candidates, key=lambda c: (c.id not in wanted, -(c.longest_mm or 0))):
         organ = "lymph nodes" if lesion.node else lesion.organ.strip().lower()
         room = len(chosen) < MOST_TARGETS and organs[organ] < MOST_PER_ORGAN
         if lesion.id in wanted and not (lesion.measurable and room):
-            why = "five targets, and two an organ, are the most (section 4.1)" if lesion.measurable else "it is too small to measure (section 3.1)"
+            why = "five targets, and two an organ, are the most (section 4.2)" if lesion.measurable else "it is too small to measure (section 3.1.1)"
             raise UsageError(f"{lesion.id} cannot be a target by RECIST 1.1: {why}")
         if lesion.measurable and room and said.get(lesion.id, True):
             chosen.append(lesion.id)
@@ -97,7 +97,7 @@ def _judge(baseline: Visit, visit: Visit, start: float | None, nadir: float | No
         total = _sum(baseline, visit)
         targets = _targets(baseline, visit, start, nadir, total, least, reasons)
         if complete and (back := _returned(baseline, visit)):
-            reasons.append(f"{back} is back after a complete response, which is progression (section 4.4.3; update)")
+            reasons.append(f"{back} is back after a complete response, which is progression (section 4.4.3, table 3; update)")
             targets = Category.PD
     category = _overall(targets, visit, reasons)
     return Response(visit.day, category, targets, total, start, nadir, percent(total, start), percent(total, nadir), tuple(reasons))
@@ -174,17 +174,15 @@ def _overall(targets: Category | None, visit: Visit, reasons: list[str]) -> Cate
 def best_overall(
     responses: Sequence[Response], baseline_day: float, *, confirm: bool, least_sd_days: float = 42, confirm_days: float = 28
 ) -> Category:
-    """Best response from the baseline up to the first progression (section 4.6).
+    """Best response from the baseline up to the first progression (section 4.4.3).
 
-    confirm: whether CR and PR must be seen again at least `confirm_days` later (section 4.6: where response is the
-    primary end point of a trial without a control arm), by table 3. SD counts when seen at least `least_sd_days` after
-    the baseline, otherwise the visit gives no response.
+    confirm: whether CR and PR must be seen again at least `confirm_days` later (section 4.6.1: where response is the primary end
+    point of a trial without a control arm; elsewhere it is not needed), by table 3. Visits that were not evaluated between the two
+    are passed over (section 4.4.4: PR, NE, PR is a confirmed response); where nothing but such visits follows, the response was not
+    seen again. SD counts when seen at least `least_sd_days` after the baseline (section 4.6.1: not less than six to eight weeks),
+    otherwise the visit gives no response.
     """
-    visits: list[Response] = []
-    for response in sorted(responses, key=lambda r: r.day):
-        visits.append(response)
-        if response.category is Category.PD:
-            break
+    visits = _until_progression(responses)
     best = Category.NE
     for i, response in enumerate(visits):
         seen = response.category
@@ -196,12 +194,36 @@ def best_overall(
     return best
 
 
+def unconfirmed(responses: Sequence[Response], baseline_day: float) -> str | None:
+    """In words, what was seen that confirmation takes away, and why; None where both best responses are the same."""
+    seen, kept = (best_overall(responses, baseline_day, confirm=c) for c in (False, True))
+    if seen is kept:
+        return None
+    visits = _until_progression(responses)
+    i = next(k for k, r in enumerate(visits) if r.category is seen)
+    after = ", ".join(str(r.category) for r in visits[i + 1 :])
+    what = f"{seen} on day {visits[i].day:g} was not seen again at least 4 weeks later ({f'after it: {after}' if after else 'the last visit'})"
+    return (
+        f"best overall response {seen}, confirmed {kept}: {what}. RECIST 1.1 wants confirmation where response is the end point "
+        "of a trial without a control arm (sections 4.4.3 and 4.6.1)"
+    )
+
+
+def _until_progression(responses: Sequence[Response]) -> list[Response]:
+    visits: list[Response] = []
+    for response in sorted(responses, key=lambda r: r.day):
+        visits.append(response)
+        if response.category is Category.PD:
+            break
+    return visits
+
+
 #: From best to worst; what was not seen well enough says less than progression.
 _ORDER = [Category.CR, Category.PR, Category.SD, Category.NON, Category.PD, Category.NE]
 
 
 def _confirmed(visits: Sequence[Response], i: int, confirm_days: float) -> Category:
-    """Table 3: what a CR or PR is worth, given the visits after it. Missed visits between are passed over."""
+    """Table 3: what a CR or PR is worth, given the visits after it; without targets what is no CR is neither (table 2)."""
     first = visits[i]
     for later in visits[i + 1 :]:
         if later.category is Category.NE or (later.day - first.day < confirm_days - _EPSILON and later.category in (Category.CR, Category.PR)):
@@ -211,4 +233,4 @@ def _confirmed(visits: Sequence[Response], i: int, confirm_days: float) -> Categ
         if later.category is Category.PR and first.category is Category.PR:
             return Category.PR
         break
-    return Category.SD
+    return Category.NON if first.targets is None and first.reasons else Category.SD

@@ -1,0 +1,216 @@
+"""A case's response to treatment: what the criteria look at, out of tracks and measurements, and what they say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
+from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
+from isocenter.analysis.tracking.graph import Event, LesionGraph
+from isocenter.analysis.uncertainty import probabilities
+from isocenter.core.errors import UsageError
+from isocenter.core.patient import Lesion, TherapyEvent
+
+if TYPE_CHECKING:
+    from isocenter.analysis.case import MeasuredVisit
+
+#: A lesion that was not there before is unequivocally new from this diameter on (measurable, RECIST 1.1 section 3.1.1).
+NEW_MM = 10.0
+#: Criteria that are judged by when they are asked for; RECIST 1.1 and volumes always are.
+CRITERIA = {"irecist": "iRECIST", "mrecist": "mRECIST", "rano": "RANO"}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the criteria say, see the fields of the same names of `Case`."""
+
+    responses: Mapping[str, tuple[Response, ...]] = field(default_factory=dict)
+    irecist: tuple[irecist.IResponse, ...] = ()
+    best_overall: Category | None = None
+    best_seen: Category | None = None
+    sums_sd_mm: tuple[float | None, ...] = ()
+    chances: tuple[Mapping[Category, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One patient's lesions as all criteria look at them."""
+
+    baseline: MeasuredVisit
+    graph: LesionGraph
+    lesions: Sequence[Lesion]
+    targets: tuple[str, ...]
+    non_targets: tuple[str, ...]
+    parts: Mapping[str, set[str]]
+    into: Mapping[str, str]
+    nodes: frozenset[str]
+
+
+def check(criteria: Iterable[str]) -> None:
+    """Raise `UsageError` for a criterion that is none of `CRITERIA`."""
+    for name in criteria:
+        if name not in CRITERIA:
+            raise UsageError(f"no criterion is called '{name[:40]}'; there are {', '.join(CRITERIA)}")
+
+
+def respond(
+    visits: Sequence[MeasuredVisit],
+    baseline: MeasuredVisit,
+    graph: LesionGraph,
+    lesions: Sequence[Lesion],
+    targets: tuple[str, ...],
+    non_targets: tuple[str, ...],
+    therapies: Sequence[TherapyEvent] = (),
+    criteria: frozenset[str] = frozenset(),
+) -> Judged:
+    """The response at every visit after the baseline. criteria: of `CRITERIA`, beside RECIST 1.1 and volumes. Raises `UsageError` for others."""
+    check(criteria)
+    notes: list[str] = []
+    later = [v for v in visits if v.timepoint.day > baseline.timepoint.day]
+    if not later:
+        return Judged(notes=("one visit only: there is no response, growth or forecast to tell yet",))
+    nodes = frozenset(lesion.track for lesion in lesions if lesion.is_node and lesion.track in targets)
+    seen = _Seen(baseline, graph, lesions, targets, non_targets, _parts(graph), _merged(graph), nodes)
+    start, follow_ups = _as_visit(seen, baseline, None, notes), [_as_visit(seen, v, None, notes) for v in later]
+    by_recist = tuple(recist.respond(start, follow_ups))
+    responses = {"recist_1.1": by_recist}
+    responses["volumetric"] = tuple(volumetric.respond(_as_visit(seen, baseline, "volume_mm3"), [_as_visit(seen, v, "volume_mm3") for v in later]))
+    immune = tuple(irecist.respond(start, follow_ups)) if "irecist" in criteria else ()
+    if "mrecist" in criteria:
+        responses["mrecist"] = tuple(mrecist.respond(start, follow_ups))
+    if "rano" in criteria:
+        responses["rano"] = _by_rano(seen, later, therapies)
+    notes += [f"day {a.day:g}, iRECIST: {a.category} ({'; '.join(a.reasons)})" for a in immune]
+    notes += [f"day {a.day:g}, {CRITERIA[c]}: {a.category} ({'; '.join(a.reasons)})" for c in ("mrecist", "rano") for a in responses.get(c, ())]
+    first_day = baseline.timepoint.day
+    if taken_away := recist.unconfirmed(by_recist, first_day):
+        notes.append(taken_away)
+    spread = {t: max((lesion.sd_mm or 0.0 for lesion in lesions if lesion.track == t), default=0.0) for t in targets}
+    chances = tuple(probabilities(start, follow_ups, spread, recist.respond, draws=500)) if targets else ()
+    if not targets:
+        notes.append("no lesion at baseline is large enough to be a target (10 mm, nodes 15 mm)")
+    return Judged(
+        responses,
+        immune,
+        recist.best_overall(by_recist, first_day, confirm=True),
+        recist.best_overall(by_recist, first_day, confirm=False),
+        tuple(_sum_sd(seen, v) if r.sum is not None else None for v, r in zip(later, by_recist, strict=True)),
+        chances,
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _by_rano(seen: _Seen, later: Sequence[MeasuredVisit], therapies: Sequence[TherapyEvent]) -> tuple[Response, ...]:
+    """Products of diameters of the targets that RANO can measure: 10 mm both ways, no nodes; state and steroids as the visits say."""
+    visit = seen.baseline.timepoint.timepoint_id
+    able = {
+        k.track
+        for k in seen.lesions
+        if k.timepoint_id == visit and not k.is_node and min(k.longest_mm or 0, k.short_axis_mm or 0) >= rano.MEASURABLE_MM
+    }
+    seen = replace(
+        seen, targets=tuple(t for t in seen.targets if t in able), non_targets=(*seen.non_targets, *(t for t in seen.targets if t not in able))
+    )
+    status = {v.timepoint.day: _status(v.assessment) for v in later}
+    ends = [t.end_day for t in therapies if "radi" in t.therapy_type.lower() and t.end_day is not None]
+    value = "who_product_mm2"
+    follow_ups = [_as_visit(seen, v, value) for v in later]
+    return tuple(rano.respond(_as_visit(seen, seen.baseline, value), follow_ups, status, radiotherapy_end=max(ends, default=None)))
+
+
+def _status(said: Mapping[str, str]) -> rano.Status:
+    steroids = said.get("steroids", "unknown")
+    none = steroids == "none"
+    return rano.Status(
+        rano.Trend(said.get("flair", "unknown")), rano.Trend(said.get("clinical", "unknown")), rano.Trend("stable" if none else steroids), none
+    )
+
+
+def _sum_sd(seen: _Seen, visit: MeasuredVisit) -> float:
+    """Standard deviation in mm of the sum of targets at a visit, errors of diameters added in squares."""
+    here = {k.track: k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id}
+    counted = {t for target in seen.targets for t in _of(seen, target, here)}
+    return math.sqrt(sum((here[t].sd_mm or 0.0) ** 2 for t in counted))
+
+
+def _as_visit(seen: _Seen, visit: MeasuredVisit, value: str | None, notes: list[str] | None = None) -> Visit:
+    """A visit with its targets' `value`, or the diameter that RECIST takes."""
+    new, others = _beyond(seen, visit, notes if notes is not None else [])
+    return Visit(visit.timepoint.day, _targets(seen, visit, value), seen.nodes if value is None else frozenset(), others, new)
+
+
+def _parts(graph: LesionGraph) -> dict[str, set[str]]:
+    """Tracks that split off from another one, by that one: their diameters are added to it (RECIST 1.1, section 4.3.2)."""
+    parts: dict[str, set[str]] = {}
+    order = list(graph.visits)
+    for event in graph.events:
+        if event.event is Event.SPLIT:
+            before = order[order.index(event.visit) - 1]
+            parent = graph.track_of(before, event.parents[0])
+            parts.setdefault(parent, set()).update(graph.track_of(event.visit, lesion) for lesion in event.lesions)
+    return parts
+
+
+def _merged(graph: LesionGraph) -> dict[str, str]:
+    """Tracks that grew into another one, by that one: its longest diameter is theirs from then on (RECIST 1.1, section 4.3.2)."""
+    into: dict[str, str] = {}
+    order = list(graph.visits)
+    for event in graph.events:
+        if event.event is Event.MERGED:
+            whole, before = graph.track_of(event.visit, event.lesions[0]), order[order.index(event.visit) - 1]
+            into |= {track: whole for parent in event.parents if (track := graph.track_of(before, parent)) != whole}
+    return into
+
+
+def _of(seen: _Seen, target: str, here: Mapping[str, Lesion]) -> list[str]:
+    """Tracks at a visit that are a target: itself, what split off from it, or the lesion that it merged into, where that is no target too."""
+    found = [t for t in here if t == target or t in seen.parts.get(target, ())]
+    if not found:
+        whole = target
+        while whole in seen.into and whole not in here:
+            whole = seen.into[whole]
+        others = [t for t in seen.targets if seen.into.get(t) == seen.into.get(target) and t not in here]
+        if whole in here and whole not in seen.targets and (not others or others[0] == target):
+            return [whole]
+    return found
+
+
+def _targets(seen: _Seen, visit: MeasuredVisit, value: str | None) -> dict[str, Target]:
+    if visit.found is None:
+        return dict.fromkeys(seen.targets, NOT_EVALUATED)
+    here = {lesion.track: lesion for lesion in seen.lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
+    states = {}
+    for target in seen.targets:
+        sizes = [getattr(here[t], value or ("short_axis_mm" if here[t].is_node else "longest_mm")) for t in _of(seen, target, here)]
+        states[target] = measured(sum(sizes)) if sizes and None not in sizes else NOT_EVALUATED if sizes else ABSENT
+    return states
+
+
+def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, NonTargets]:
+    """Whether there are new lesions, and the state of all non-targets; what a person said of either comes first."""
+    here = {lesion.track: lesion for lesion in seen.lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
+    fresh = [lesion for lesion in here.values() if _began_new(lesion.track, seen.graph)]
+    new = visit.new_lesions
+    if new is None:
+        new = any((lesion.longest_mm or 0) >= NEW_MM for lesion in fresh)
+        small = [lesion.track for lesion in fresh if (lesion.longest_mm or 0) < NEW_MM]
+        if small and not new:
+            name = visit.timepoint.timepoint_id
+            notes.append(f"{name}: {', '.join(small)} new but below {NEW_MM:g} mm, not taken as unequivocally new; say new_lesions to decide")
+    if said := visit.assessment.get("non_targets"):
+        return new, NonTargets(said)
+    if not seen.non_targets:
+        return new, NonTargets.NONE
+    if visit.found is None:
+        return new, NonTargets.NE
+    return new, NonTargets.NON if any(track in here for track in seen.non_targets) else NonTargets.CR
+
+
+def _began_new(track: str, graph: LesionGraph) -> bool:
+    first = next(visit for visit in graph.visits if visit in graph.tracks[track])
+    lesion = graph.tracks[track][first]
+    return any(e.event is Event.NEW and e.visit == first and lesion in e.lesions for e in graph.events)

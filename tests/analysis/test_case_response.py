@@ -1,0 +1,105 @@
+"""What the criteria look at in a case: targets that merge, what people say of a visit, and every criterion in the answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
+from isocenter.analysis.case_json import as_dict
+from isocenter.analysis.lesions import lesions
+from isocenter.core.errors import UsageError
+from isocenter.core.geometry import Grid
+from isocenter.core.patient import Patient, TherapyEvent, Timepoint
+
+GRID = Grid((24, 60, 60), (1.5, 1.5, 2.0))
+
+
+def visit(name: str, day: float, *places: tuple[float, float, float, float]) -> MeasuredVisit:
+    """A registered visit with balls of lesions: z, y, x of their middles and radius in mm."""
+    z, y, x = np.ogrid[:24, :60, :60]
+    mask = np.zeros(GRID.shape, np.uint8)
+    for a, b, c, radius in places:
+        mask[(2 * (z - a)) ** 2 + (1.5 * (y - b)) ** 2 + (1.5 * (x - c)) ** 2 <= radius**2] = 1
+    found = tuple(Found(f"lesion-{k + 1}", size, organ="liver") for k, size in enumerate(lesions(mask, GRID)))
+    places_ = tuple(f.size.centroid_lps_mm for f in found)
+    return MeasuredVisit(Timepoint(name, day, None, "CT"), found, GRID.spacing, places_, onward=((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0)))
+
+
+def case(*visits: MeasuredVisit, criteria: tuple[str, ...] = (), therapies: tuple[TherapyEvent, ...] = ()) -> Case:
+    patient = Patient("P", tuple(v.timepoint for v in visits), therapies)
+    return assemble(patient, visits, growing=False, criteria=criteria)
+
+
+def categories(of: Case, criterion: str = "recist_1.1") -> list[str]:
+    return [str(r.category) for r in of.responses[criterion]]
+
+
+def test_a_response_that_nothing_confirms_is_told_with_the_reason() -> None:
+    ball = (12, 30, 30, 12)
+    seen = case(visit("a", 0, ball), visit("b", 60), replace(visit("c", 120), found=None, reason="no scan"))
+    assert (categories(seen), str(seen.best_overall), str(seen.best_seen)) == (["CR", "NE"], "SD", "CR")
+    (note,) = [n for n in seen.notes if "best overall" in n]
+    assert "CR on day 60 was not seen again" in note
+    told = json.loads(json.dumps(as_dict(seen), allow_nan=False))
+    assert (told["best_overall_response"], told["best_overall_response_unconfirmed"]) == ("SD", "CR")
+
+
+def test_the_sum_has_an_error() -> None:
+    two = (8, 15, 15, 10), (16, 45, 45, 8)
+    seen = case(visit("a", 0, *two), visit("b", 60, *two), visit("c", 90, two[0]))
+    rows = as_dict(seen)["response"]["recist_1.1"]
+    at_b = [lesion.sd_mm or 0 for lesion in seen.at("b")]
+    assert rows[0]["sum_sd_mm"] == pytest.approx(math.hypot(*at_b))
+    assert rows[1]["sum_sd_mm"] == pytest.approx(seen.at("c")[0].sd_mm)
+
+
+def test_a_target_that_grew_into_another_lesion_is_not_gone() -> None:
+    """RECIST 1.1, section 4.3.2: of lesions that coalesced the longest diameter of the whole is taken."""
+    apart = visit("a", 0, (12, 20, 20, 9), (12, 20, 36, 9))
+    whole = visit("b", 60, (12, 20, 20, 9), (12, 20, 28, 8), (12, 20, 36, 9))
+    assert [len(v.found or ()) for v in (apart, whole)] == [2, 1]
+    both = case(apart, whole)
+    (judged,) = both.responses["recist_1.1"]
+    (one,) = both.at("b")
+    assert judged.sum == pytest.approx(one.longest_mm)
+    survivor = one.track
+    other = next(t for t in both.targets if t != survivor)
+    # Only the one that merged away is a target: its size is that of the whole.
+    roles = {("a", both.graph.tracks[survivor]["a"]): False}
+    lone = assemble(Patient("P", tuple(v.timepoint for v in (apart, whole))), (apart, whole), growing=False, roles=roles)
+    assert lone.targets == (other,)
+    assert lone.responses["recist_1.1"][0].sum == pytest.approx(one.longest_mm)
+    assert categories(lone) == ["PD"]
+
+
+def test_every_criterion_is_in_the_answer() -> None:
+    ball = (12, 30, 30, 12)
+    grown = (12, 30, 30, 16)
+    seen = case(visit("a", 0, ball), visit("b", 40, grown), visit("c", 80, (12, 30, 30, 20)), criteria=("irecist", "mrecist", "rano"))
+    told = as_dict(seen)["response"]
+    assert [row["category"] for row in told["irecist"]] == ["iUPD", "iCPD"]
+    assert [row["category"] for row in told["mrecist"]] == ["PD", "PD"]
+    assert [row["category"] for row in told["rano"]] == ["PD", "PD"]
+    assert told["rano"][0]["sum"] == pytest.approx(seen.at("b")[0].who_product_mm2)
+    assert any(n.startswith("day 40, RANO: PD") for n in seen.notes)
+    with pytest.raises(UsageError, match="percist"):
+        case(visit("a", 0, ball), visit("b", 40, ball), criteria=("percist",))
+
+
+def test_what_people_say_of_a_visit_counts() -> None:
+    ball, half = (12, 30, 30, 14), (12, 30, 30, 8)
+    start, now = visit("a", 0, ball), visit("b", 60, half)
+    assert categories(case(start, now)) == ["PR"]
+    assert categories(case(start, replace(now, assessment={"non_targets": "PD"}))) == ["PD"]
+    unknown, steady = case(start, now, criteria=("rano",)), {"flair": "stable", "clinical": "better", "steroids": "none"}
+    assert categories(unknown, "rano") == ["SD"], "nobody said how the patient is"
+    assert categories(case(start, replace(now, assessment=steady), criteria=("rano",)), "rano") == ["PR"]
+    worse = replace(now, assessment={"clinical": "worse"})
+    assert categories(case(start, worse, criteria=("rano",)), "rano") == ["PD"]
+    beam = TherapyEvent("t", "chemoradiotherapy", -10.0, 20.0)
+    assert categories(case(start, worse, criteria=("rano",), therapies=(beam,)), "rano") == ["NE"], "within 12 weeks of radiation"
