@@ -87,6 +87,9 @@ class SegmentRequest:
             raise PromptError(f"the model '{spec.id}' takes no points or lines")
         if spec.task is not Task.SEGMENT and not prompts:
             raise PromptError(f"the model '{spec.id}' needs prompts: {', '.join(spec.prompts)}")
+        if strange := sorted(set(self.parameters) - {*spec.options, "threshold"}):
+            known = ", ".join([*spec.options, *(["threshold"] if spec.task is Task.TEXT else [])])
+            raise UsageError(f"the model '{spec.id}' has no parameter '{strange[0][:40]}'; it has: {known or 'none'}")
         return spec
 
 

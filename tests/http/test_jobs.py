@@ -221,12 +221,35 @@ def test_progress_as_events_and_the_end_of_a_broken_scan(app_client: TestClient,
         ({"prompts": ["liver"], "priority": 10}, 400, "priority"),
         ({"prompts": ["liver"], "parameters": {"threshold": 2}}, 400, "threshold"),
         ({"prompts": ["liver"], "surprise": 1}, 400, "surprise"),
+        ({"prompts": ["liver"], "parameters": {"treshold": 0.4}}, 400, "no parameter 'treshold'; it has: threshold"),
+        ({"prompts": ["liver"], "study_id": "some"}, 400, "of a study that is here already"),
+        ({"prompts": ["liver"], "series_id": "some"}, 400, "says series_uid"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(app_client: TestClient, ct_nifti: bytes, job: dict[str, Any], status: int, words: str) -> None:
     answer = app_client.post("/api/v1/jobs", files={"file": ("a.nii.gz", ct_nifti)}, data={"job": json.dumps(job)})
     assert answer.status_code == status
     assert words in answer.json()["detail"]
+
+
+def test_nothing_that_was_sent_is_passed_over(app_client: TestClient, ct_nifti: bytes) -> None:
+    """A typing error in a field's name, a second file, a field beside the whole request: each would have given another result than was meant."""
+    one = ("file", ("a.nii.gz", ct_nifti))
+    before = app_client.get("/api/v1/jobs").json()["count"]
+    for files, fields, words in (
+        ([one], {"prompts": "lungs", "format": "obj"}, "no field 'format'; there are: file, job, "),
+        ([one, one], {"prompts": "lungs"}, "send one file"),
+        ([one], {"job": '{"prompts": ["lungs"]}', "priority": "9"}, "holds the whole request"),
+    ):
+        answer = app_client.post("/api/v1/jobs", files=files, data=fields)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["detail"]
+    assert app_client.get("/api/v1/jobs").json()["count"] == before
+    slices = [("file", (f"{k}.dcm", data)) for k, data in enumerate(dicom_series(np.zeros((3, 16, 16), np.int16)))]
+    assert "ZIP" in app_client.post("/api/v1/studies", files=slices).json()["detail"]
+    made = app_client.post("/api/v1/jobs", files=[one], data={"prompts": ["lungs"], "formats": ["measurements"], "priority": "9"})
+    assert (made.status_code, made.json()["priority"]) == (201, 9)
+    assert finished(app_client, made.json())["status"] == "completed"
 
 
 def test_pages_and_metrics(app_client: TestClient, ct_nifti: bytes) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from isocenter.core.errors import LimitError, UsageError
 from isocenter.core.settings import Settings
 from isocenter.http.body import MAX_FIELD_BYTES, Form, read_form
+from isocenter.io.upload import Upload
 
 Body = TypeVar("Body", bound=BaseModel)
 FILE = {"type": "string", "format": "binary"}
@@ -40,6 +41,13 @@ async def read(request: Request, kind: type[Body], name: str, settings: Settings
         return
     async with read_form(request, settings) as form:
         yield parsed(kind, form.text(name).encode() or b"{}"), form
+
+
+def one_file(form: Form) -> Upload | None:
+    """The file of a form. Raises `UsageError` for several: of a series that is sent slice by slice, one slice would be taken for all."""
+    if len(form.files) > 1:
+        raise UsageError("send one file; the images of a DICOM series or study go into one ZIP archive")
+    return form.files.get("file")
 
 
 def parsed(kind: type[Body], data: bytes) -> Body:

@@ -60,7 +60,7 @@ async def submit(request: Request, response: Response, desk: Desk, idempotency_k
     else:
         async with read_form(request, desk.settings) as form:
             asked = _typed(form)
-            upload = form.files.get("file")
+            upload = bodies.one_file(form)
             job, made = await asyncio.to_thread(_of_upload, desk, asked, upload, key, owner)
     response.status_code = 201 if made else 200
     return job_answer(job)
@@ -186,6 +186,8 @@ def _of_upload(desk: JobDesk, asked: JobRequest, upload: Upload | None, key: str
         return _of_study(desk, asked, key, owner)
     if upload.size == 0:
         raise UsageError("the file is empty")
+    if asked.study_id is not None or asked.series_id is not None:
+        raise UsageError("study_id and series_id are of a study that is here already; which series of a file is meant says series_uid")
     return _submit(desk, asked, upload, key, owner)
 
 
@@ -205,8 +207,13 @@ def _clean(text: str | None) -> str | None:
 
 
 def _typed(form: Form) -> JobRequest:
-    """The request of a form: the field `job`, or single fields."""
+    """The request of a form: the field `job`, or single fields. Nothing that was asked for is passed over."""
+    unknown = [name for name in form.fields if name not in ("job", "file") and name not in JobRequest.model_fields]
+    if unknown:
+        raise UsageError(f"there is no field '{unknown[0][:40]}'; there are: file, job, {', '.join(JobRequest.model_fields)}")
     if "job" in form.fields:
+        if len(form.fields) > 1:
+            raise UsageError("the field 'job' holds the whole request; give either it or single fields")
         return bodies.parsed(JobRequest, form.text("job").encode("utf-8", "replace"))
     values: dict[str, Any] = {}
     for name, given in form.fields.items():

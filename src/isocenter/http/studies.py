@@ -22,7 +22,7 @@ _BODY = bodies.form_of(["file"], file=bodies.FILE)
 async def upload(request: Request, desk: Desk) -> StudyAnswer:
     """Keep a ZIP of one DICOM study. The same bytes sent again are the same study."""
     async with read_form(request, desk.settings) as form:
-        file = form.files.get("file")
+        file = bodies.one_file(form)
         if file is None:
             raise missing("file")
         return study_answer(await asyncio.to_thread(desk.studies.add, file))
