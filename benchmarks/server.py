@@ -187,7 +187,7 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
     asked.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     answer = b""
     while not answer.endswith(b"}"):
-        answer += asked.recv(4096)
+        answer += asked.recv(4096) or sys.exit("the server went away")
     times.append(1000 * (time.perf_counter() - started))
 print(json.dumps(times))
 """
