@@ -84,6 +84,19 @@ def test_every_visit_leaves_its_files(done: Path) -> None:
     assert (done / "processed" / "phantom" / "growth.json").is_file()
 
 
+def test_growth_as_it_could_be_told_at_each_visit(done: Path) -> None:
+    home, days = done / "processed" / "phantom", list(DAYS)
+    for k in range(len(days)):
+        told = json.loads((home / f"visit-{k + 1}" / "growth.json").read_text())
+        total = next(g for g in told["growth"] if g["track"] == "total")
+        assert total["days"] == days[: k + 1]
+        assert (total["forecast"] is None) == (k == 0)
+        if total["forecast"]:
+            assert total["forecast"]["days"][0] > days[k]
+    whole = json.loads((home / "growth.json").read_text())["growth"]
+    assert [{**g, "scenarios": []} for g in whole] == told["growth"], "at the last visit it is what is known now"
+
+
 def test_the_report_stands_alone(done: Path) -> None:
     page = (done / "report.html").read_text()
     assert "Research use only" in page
@@ -98,7 +111,7 @@ def test_the_report_stands_alone(done: Path) -> None:
 
 def test_nothing_is_done_twice(study: tuple[Path, list[Truth]], service: Service, done: Path, tmp_path: Path) -> None:
     folder = done / "processed" / "phantom"
-    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "growth.json"}
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p != folder / "growth.json"}
     before = (done / "case.json").read_bytes()
     track(service, study[0], done)
     assert (done / "case.json").read_bytes() == before
@@ -134,13 +147,14 @@ def test_what_changed_is_done_again_and_nothing_else(study: tuple[Path, list[Tru
         return {f"{v}/{n}": (home / v / n).stat().st_mtime_ns for v in ("visit-2", "visit-3") for n in names}
 
     scans, lesions = ("scan.nii.gz", "preprocessed.safetensors", "registration.json", "registration.tfm"), ("measurements.json", "mask.npy")
-    before, measured = times(*scans), times(*lesions)
+    before, measured, grown = times(*scans), times(*lesions), times("growth.json")
     moved = shutil.copytree(study[0], tmp_path / "study")
     shutil.copyfile(moved / "visit-1_mask.nii.gz", moved / "visit-3_mask.nii.gz")
     case = track(service, moved, out)
     assert times(*scans) == before
     now = times(*lesions)
     assert {name.split("/")[0] for name in now if now[name] != measured[name]} == {"visit-3"}
+    assert {n for n in grown if times("growth.json")[n] != grown[n]} == {"visit-3/growth.json"}, "what was known before stays as it was"
     assert all(v.carried is not None for v in case.visits[:-1])
     assert not [n for v in case.visits for n in v.notes if "registered" in n]
 

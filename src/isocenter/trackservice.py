@@ -34,6 +34,7 @@ from isocenter.core.patient import Identity, Patient, Timepoint
 from isocenter.core.volume import Volume
 from isocenter.followup import describe, files
 from isocenter.followup.between import Aligner, bring
+from isocenter.followup.growth import save_growth
 from isocenter.followup.options import TrackOptions as TrackOptions
 from isocenter.followup.visit import measure_visit, open_scan
 from isocenter.io import door, uids, visits
@@ -94,6 +95,7 @@ def track(
         patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy, criteria=options.criteria
     )
     case = replace(case, notes=(*study.notes, *case.notes), names=track_names(Edits(names=study.names), case.graph))
+    save_growth(case, home, population, run)
     run.check((steps - 0.7) / steps, "telling the case")
     story = _story(service, case, measured_visits, home, options, run)
     _report(service, case, study, home, out, options, story, run, (steps - 0.5) / steps)

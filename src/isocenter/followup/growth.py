@@ -1,0 +1,35 @@
+"""Growth as it could be told at each visit: `growth.json` beside the visit's other files, from all visits up to that one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blake3 import blake3
+
+from isocenter.analysis.case import Case, followed
+from isocenter.analysis.case_growth import grow
+from isocenter.analysis.case_json import growth_dict
+from isocenter.analysis.growth.forecast import Population
+from isocenter.core.model import QUIET, Run
+from isocenter.followup import files
+
+GROWTH = "growth.json"
+#: Anything that changes fits or forecasts changes this.
+_VERSION = "1"
+
+
+def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET) -> None:
+    """A file for each visit with a scan; one that was made from the same measurements and treatments stays."""
+    rows = followed(case.visits, case.lesions)
+    names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
+    for k, name in enumerate(names, start=1):
+        here = {lesion.track for _, lesions in rows[:k] for lesion in lesions}
+        tracks = [track for track in case.graph.tracks if track in here]
+        sizes = [(day, [(k.track, k.volume_mm3, k.sd_mm) for k in lesions]) for day, lesions in rows[:k]]
+        key = blake3(repr((_VERSION, sizes, case.patient.therapies, population)).encode()).hexdigest()[:32]
+        file = home / name / GROWTH
+        if (files.read_json(file) or {}).get("key") == key:
+            continue
+        run.check()
+        told = [growth_dict(track) for track in grow(rows[:k], tracks, case.patient.therapies, population, scenarios=())]
+        files.save(file, files.json_bytes({"key": key, "visits": names[:k], "growth": told}))
