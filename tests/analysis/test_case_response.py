@@ -103,3 +103,22 @@ def test_what_people_say_of_a_visit_counts() -> None:
     assert categories(case(start, worse, criteria=("rano",)), "rano") == ["PD"]
     beam = TherapyEvent("t", "chemoradiotherapy", -10.0, 20.0)
     assert categories(case(start, worse, criteria=("rano",), therapies=(beam,)), "rano") == ["NE"], "within 12 weeks of radiation"
+
+
+def test_nodes_below_ten_are_normal_among_the_non_targets_too() -> None:
+    """RECIST 1.1, section 4.3.3: complete response asks that all nodes are normal in size, not that they are gone; and a normal one is not new."""
+
+    def nodes(of: MeasuredVisit, *which: int) -> MeasuredVisit:
+        return replace(of, found=tuple(replace(f, node=k in which, organ="neck" if k in which else "liver") for k, f in enumerate(of.found or ())))
+
+    start = nodes(visit("a", 0, (8, 15, 15, 12), (16, 45, 45, 6)), 1)
+    assert start.found is not None
+    assert 10 <= start.found[1].size.short_axis_mm < 15
+    seen = case(start, nodes(visit("b", 60, (16, 45, 45, 6)), 0), nodes(visit("c", 90, (16, 45, 45, 4)), 0))
+    assert seen.non_targets == ("L2",)
+    assert categories(seen) == ["PR", "CR"]
+    new = nodes(visit("b", 60, (8, 15, 15, 12), (16, 45, 45, 6), (16, 15, 45, 4.5)), 1, 2)
+    assert new.found is not None
+    for short, expected in ((8.0, "SD"), (11.0, "PD")):
+        oval = replace(new.found[2], size=replace(new.found[2].size, longest_mm=14.0, short_axis_mm=short))
+        assert categories(case(start, replace(new, found=(*new.found[:2], oval)))) == [expected]

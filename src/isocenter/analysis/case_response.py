@@ -196,8 +196,8 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
     fresh = [lesion for lesion in here.values() if _began_new(lesion.track, seen.graph)]
     new = visit.new_lesions
     if new is None:
-        new = any((lesion.longest_mm or 0) >= NEW_MM for lesion in fresh)
-        small = [lesion.track for lesion in fresh if (lesion.longest_mm or 0) < NEW_MM]
+        new = any(_extent(lesion) >= NEW_MM for lesion in fresh)
+        small = [lesion.track for lesion in fresh if _extent(lesion) < NEW_MM]
         if small and not new:
             name = visit.timepoint.timepoint_id
             notes.append(f"{name}: {', '.join(small)} new but below {NEW_MM:g} mm, not taken as unequivocally new; say new_lesions to decide")
@@ -207,7 +207,14 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
         return new, NonTargets.NONE
     if visit.found is None:
         return new, NonTargets.NE
-    return new, NonTargets.NON if any(track in here for track in seen.non_targets) else NonTargets.CR
+    # Nodes are normal below 10 mm, and their disease is gone (section 4.3.3).
+    left = [here[t] for t in seen.non_targets if t in here and not (here[t].is_node and _extent(here[t]) < recist.NODE_NORMAL_MM)]
+    return new, NonTargets.NON if left else NonTargets.CR
+
+
+def _extent(lesion: Lesion) -> float:
+    """The diameter that says whether a lesion is disease: of nodes the short axis (section 4.2)."""
+    return (lesion.short_axis_mm if lesion.is_node else lesion.longest_mm) or 0.0
 
 
 def _began_new(track: str, graph: LesionGraph) -> bool:
