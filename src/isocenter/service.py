@@ -23,7 +23,7 @@ from isocenter.core.geometry import onto
 from isocenter.core.model import QUIET, Finding, Interaction, LabelMap, ModelSpec, Prepared, Question, Run, Task
 from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt, Text, check_inside, rasterise
 from isocenter.core.provenance import Provenance
-from isocenter.core.segmentation import Segmentation
+from isocenter.core.segmentation import Label, Segmentation
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.io import door, picture
@@ -33,8 +33,9 @@ from isocenter.models.registry import Registry
 from isocenter.runtime import cached
 from isocenter.runtime.options import Options
 from isocenter.runtime.runtime import Lease, Runtime
-from isocenter.runtime.sessions import Session, Sessions
+from isocenter.runtime.sessions import Session, Sessions, changes, identity, recalled
 from isocenter.store.artifacts import open_artifacts
+from isocenter.store.orders import History, Orders, digest
 from isocenter.store.volumes import VolumeStore
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Service:
         self.volumes = VolumeStore(settings.volume_cache_bytes)
         self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size, options=Options.of(settings))
         self.sessions = Sessions(settings.session_cache_bytes, settings.session_ttl)
+        #: Where servers that share a database tell each other in which order prompts came; set by whoever opens that database.
+        self.orders: Orders | None = None
         self.runtime.closed = self._closed
         self.artifacts = open_artifacts(settings)
 
@@ -152,8 +155,15 @@ class Service:
         """
         _check_threshold(question.threshold)
         spec = self._spec(model, Task.TEXT, Task.SEGMENT) if model else self.registry.first_for(question.prompts, question.volume.modality)
-        if question.volume.shape[0] != 1 or spec.task is not Task.TEXT or self.runtime.together(spec) < 2:
+        if question.volume.shape[0] != 1 or self.runtime.together(spec) < 2:
             return self.runtime.submit(lambda: [self.find(question.volume, question.prompts, threshold=question.threshold, model=spec.id)])
+        if spec.task is Task.SEGMENT:
+            wanted = [naming.label_of(prompt, spec.labels, spec.synonyms) for prompt in question.prompts]
+
+            def named(lease: Lease, answer: LabelMap, elapsed: float) -> Found:
+                return _found(lease, question, tuple(naming.findings(question.prompts, wanted, answer, question.threshold)), elapsed)
+
+            return self._pictures(spec, question.volume, {}, named)
 
         def work(lease: Lease, batch: Sequence[Question]) -> list[Found]:
             started = time.perf_counter()
@@ -183,11 +193,29 @@ class Service:
             return lease, lease.model.segment(volume, options=options, run=lease.run)
 
         lease, answer = self.runtime.call(spec, segment, run=run)
-        seconds = {"infer": time.perf_counter() - started}
-        found = naming.only(answer, kept) if kept else answer
-        settings = {**dict(options or {}), **({"labels": [label.name for label in kept]} if kept else {})}
-        provenance = _provenance(lease, volume, [], settings, seconds, volume.source.notes + answer.notes)
-        return Segmentation(found.mask, volume.grid, found.labels, provenance, found.scores)
+        return _labelled(lease, volume, answer, kept, options or {}, time.perf_counter() - started)
+
+    def label_soon(
+        self, volume: Volume, *, model: str | None = None, options: Mapping[str, Any] | None = None, labels: Sequence[str] | None = None
+    ) -> Future[list[Segmentation]]:
+        """As `label`, in the runtime's queue, one answer in a list: a picture is answered together with other clients', as by `find_soon`."""
+        spec = self._spec(model or self._meant_for(volume), Task.SEGMENT)
+        if volume.shape[0] != 1 or self.runtime.together(spec) < 2:
+            return self.runtime.submit(lambda: [self.label(volume, model=spec.id, options=options, labels=labels)])
+        kept = [naming.label_of(name, spec.labels, spec.synonyms) for name in labels or ()]
+        chosen = dict(options or {})
+        return self._pictures(spec, volume, chosen, lambda lease, answer, elapsed: _labelled(lease, volume, answer, kept, chosen, elapsed))
+
+    def _pictures(self, spec: ModelSpec, volume: Volume, options: Mapping[str, Any], told: Callable[[Lease, LabelMap, float], T]) -> Future[list[T]]:
+        """What `told` makes of a picture's label map, which is computed together with those that are wanted with the same options."""
+
+        def work(lease: Lease, batch: Sequence[tuple[Volume, Callable[[Lease, LabelMap, float], T]]]) -> list[T]:
+            started = time.perf_counter()
+            answers = lease.model.segment_pictures([picture for picture, _ in batch], options=options, run=lease.run)
+            elapsed = time.perf_counter() - started
+            return [each(lease, answer, elapsed) for (_, each), answer in zip(batch, answers, strict=True)]
+
+        return self.runtime.batched(spec, ("pictures", repr(sorted(options.items()))), [(volume, told)], work)
 
     # ... or points at it, again and again ...
 
@@ -217,6 +245,7 @@ class Service:
         self._check(prompts, volume)
         spec = self._spec(model, Task.INTERACTIVE)
         started = time.perf_counter()
+        whose, history, known, prompts = self._recalled((spec.id, volume.key, owner), prompts)
 
         def answer(lease: Lease) -> tuple[Lease, ExitStack, Session, Box | None, float]:
             prepared = self._prepared(lease, volume)
@@ -228,7 +257,11 @@ class Service:
 
             with ExitStack() as stack:
                 session = stack.enter_context(self.sessions.hold((spec.id, volume.key, owner, lease.instance), prompts, begin))
-                changed = session.follow(prompts)
+                # What this server saw itself counts where the others know less, as after their database was away.
+                ordered = whose is not None and known >= changes(session.said, [identity(p) for p in prompts])[0]
+                changed = session.follow(prompts, ordered=ordered)
+                if whose is not None and self.orders is not None:
+                    self.orders.note(whose, history, [digest(said) for said in session.said])
                 return lease, stack.pop_all(), session, changed, ready
 
         lease, held, session, changed, ready = self.runtime.call(spec, answer)
@@ -236,6 +269,16 @@ class Service:
             seconds = {"prepare": ready - started, "infer": time.perf_counter() - ready}
             provenance = _provenance(lease, volume, prompts, {}, seconds, volume.source.notes)
             yield Clicked(session.interaction.mask, changed, session, provenance)
+
+    def _recalled(self, key: Hashable, prompts: Sequence[Prompt]) -> tuple[str | None, History | None, int, Sequence[Prompt]]:
+        """(whose prompts these are, None where no other server is told; what was said before by any server; how many of the
+        prompts that knows; the prompts, those first and in its order).
+        """
+        histories = None if self.orders is None else self.orders.recall(whose := digest(key))
+        if histories is None:
+            return None, None, 0, prompts
+        number, known, order = recalled(histories, [digest(identity(p)) for p in prompts])
+        return whose, None if number is None else histories[number], known, [prompts[index] for index in order]
 
     def forget(self, owner: Hashable, volume: Volume | None = None) -> int:
         """Drop an owner's sessions, on one volume or on all; returns how many."""
@@ -374,7 +417,8 @@ class Service:
     def _spec(self, model: str | None, task: Task, *others: Task) -> ModelSpec:
         spec = self.registry.spec(model) if model else self.registry.first(task)
         if spec.task not in (task, *others):
-            raise PromptError(f"the model '{spec.id}' takes {', '.join(spec.prompts) or 'no prompts'}, not what was given")
+            takes = ", ".join(spec.prompts) or ("the names of its labels, or nothing" if spec.task is Task.SEGMENT else "no prompts")
+            raise PromptError(f"the model '{spec.id}' takes {takes}, not what was given")
         return spec
 
     def _meant_for(self, volume: Volume) -> str | None:
@@ -412,6 +456,13 @@ def _windowed(read: Callable[[str | None], Volume], modality: str | None, window
 def _check_threshold(threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
+
+
+def _labelled(lease: Lease, volume: Volume, answer: LabelMap, kept: Sequence[Label], options: Mapping[str, Any], elapsed: float) -> Segmentation:
+    found = naming.only(answer, kept) if kept else answer
+    settings = {**options, **({"labels": [label.name for label in kept]} if kept else {})}
+    provenance = _provenance(lease, volume, [], settings, {"infer": elapsed}, volume.source.notes + answer.notes)
+    return Segmentation(found.mask, volume.grid, found.labels, provenance, found.scores)
 
 
 def _found(lease: Lease, asked: Question, findings: tuple[Finding, ...], elapsed: float) -> Found:

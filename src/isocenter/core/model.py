@@ -45,7 +45,7 @@ class ModelSpec:
     memory ledger; insisted: those of them that are taken only where somebody insists, and only on a processor that computes in them.
     packages: what must be installed to run it, beside the base. concurrent: how many threads may call it at once.
     devices: "cpu", "cuda" (CUDA and ROCm), "mps". fallback: a stand-in, not a network. together: it answers several clients' pictures in
-    one call, by `find_pictures`, or prepares them in one, by `look`.
+    one call, by `find_pictures` or `segment_pictures`, or prepares them in one, by `look`.
     """
 
     id: str
@@ -259,7 +259,11 @@ class LabelMap:
 
 
 class SegmentModel(Model, Protocol):
-    """A model of `Task.SEGMENT`: no prompts, all its structures at once."""
+    """A model of `Task.SEGMENT`: no prompts, all its structures at once.
+
+    Where the spec says `together`, it also has `segment_pictures(volumes, *, options, run) -> list[LabelMap]`: for each volume
+    of one slice what `segment` would answer alone.
+    """
 
     def segment(self, volume: Volume, *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> LabelMap:
         """Raises `UnsupportedError` for a volume that it cannot take, `UsageError` for an option that it does not know."""

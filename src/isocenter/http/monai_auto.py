@@ -34,16 +34,18 @@ async def answer(here: Context, spec: ModelSpec, params: wire.Params, file: Uplo
     options = {key: params.raw[key] for key in spec.options if key in params.raw}
     boundary = new_boundary()
 
-    def work() -> tuple[dict[str, Any], bytes]:
-        started = time.perf_counter()
-        result = here.service.label(volume, model=spec.id, options=options, labels=params.texts)
+    asked = await here.read(lambda: here.service.label_soon(volume, model=spec.id, options=options, labels=params.texts))
+    (result,) = await here.wait(asked)
+
+    def told() -> tuple[dict[str, Any], bytes]:
         origin = result.provenance
-        found = time.perf_counter()
+        started = time.perf_counter()
         suffix = ".dcm" if output is Output.DICOM_SEG else params.extension
         body = b"" if output is Output.JSON else write.encode(result, suffix, volume)
+        encode = round(time.perf_counter() - started, 4)
         head = {
             "label_names": {label.name: label.value for label in result.labels},
-            "latencies": {**origin.seconds, "encode": round(time.perf_counter() - found, 4), "total": round(time.perf_counter() - started, 4)},
+            "latencies": {**origin.seconds, "encode": encode, "total": round(sum(origin.seconds.values()) + encode, 4)},
             "model": origin.model,
             "version": origin.version,
             "weights_sha256": origin.weights_sha256,
@@ -51,5 +53,5 @@ async def answer(here: Context, spec: ModelSpec, params: wire.Params, file: Uplo
         }
         return head, body
 
-    head, body = await here.infer(work)
+    head, body = await here.read(told)
     return respond(head, body, output, params.extension, boundary)

@@ -162,7 +162,10 @@ class _Asked:
             asked = await here.read(lambda: here.service.find_soon(Question(volume, words, self.threshold), model=self.model))
             (found,) = await here.wait(asked)
             return await here.read(lambda: label_map(volume, found))
-        if self.prompts and not words and (looked := await here.read(lambda: self._look(here, volume))) is not None:
+        if not self.prompts:
+            everything = await here.read(lambda: here.service.label_soon(volume, model=self.model, options=self.options, labels=self.labels))
+            return (await here.wait(everything))[0]
+        if not words and (looked := await here.read(lambda: self._look(here, volume))) is not None:
             await here.wait(looked)
         return await here.infer(lambda: self.answer(here, volume))
 
@@ -174,8 +177,6 @@ class _Asked:
     def answer(self, here: Context, volume: Volume) -> Segmentation:
         """Blocks; for an inference thread."""
         service = here.service
-        if not self.prompts:
-            return service.label(volume, model=self.model, options=self.options, labels=self.labels)
         if self.model is not None and service.registry.spec(self.model).task is Task.SCRIBBLES:
             boxes = [p for p in self.prompts if isinstance(p, Box)]
             if len(boxes) > 1:

@@ -21,8 +21,8 @@ published ones of TotalSegmentator and of the decathlon (liver, lung) load is ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         resident_bytes=dict.fromkeys(("float32", "bfloat16", "float16"), resident),
         scratch_bytes={"float32": scratch, "bfloat16": scratch, "float16": scratch},
         devices=("cpu", "cuda", "mps"),
+        together=all(len(part.configuration["patch_size"]) == 2 for part in parts),
     )
 
 
@@ -144,48 +145,59 @@ class NNUNet:
         parts each answers by itself; where two claim a voxel it is the later one's, as TotalSegmentator has it.
         Raises `UnsupportedError` for a modality that it was not trained on, `UsageError` for an option that it does not know.
         """
+        return self._segment([volume], options or {}, run)[0]
+
+    def segment_pictures(self, volumes: Sequence[Volume], *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> list[LabelMap]:
+        """For each volume of one slice what `segment` says of it alone; a 2-D network sees those of one size together.
+
+        Raises as `segment`, for all of them.
+        """
+        return self._segment(volumes, options or {}, run)
+
+    def _segment(self, volumes: Sequence[Volume], options: Mapping[str, Any], run: Run) -> list[LabelMap]:
         if not self._networks:
             raise ModelError("the model is not loaded")
-        trained, labels = (
-            self._networks[0].trained,
-            _folder.joined([network.trained for network in self._networks], self._defaults.get("names") or ()),
-        )
-        asked = self._asked(options or {})
-        notes = _notes(volume, trained, asked)
-        mask = np.zeros(volume.shape, np.uint8 if max(label.value for label in labels) < 256 else np.uint16)
-        scan = volume.array
-        if not np.any(scan):
-            return LabelMap(mask, labels, notes=(*notes, "the scan holds nothing but zeros"))
+        trained = self._networks[0].trained
+        labels = _folder.joined([network.trained for network in self._networks], self._defaults.get("names") or ())
+        asked = self._asked(options)
+        kind = np.uint8 if max(label.value for label in labels) < 256 else np.uint16
+        answers = [LabelMap(np.zeros(volume.shape, kind), labels, notes=_notes(volume, trained, asked)) for volume in volumes]
+        scans, shown = [], []
+        for number, volume in enumerate(volumes):
+            if not np.any(volume.array):
+                answers[number] = replace(answers[number], notes=(*answers[number].notes, "the scan holds nothing but zeros"))
+                continue
+            target = asked.orientation or volume.grid.orientation
+            array = np.array(reorient(volume.array, volume.grid, target), dtype=np.float32)
+            if not np.isfinite(array).all():
+                raise UnsupportedError("the scan holds voxels that are not finite numbers; replace them first")
+            # A grid of the turned spacing: the axes of `reorient`, in (z, y, x).
+            scans.append((array, [float(volume.spacing_zyx[axis]) for axis in _axes(volume, target)]))
+            shown.append((number, target))
+        if not scans:
+            return answers
         from isocenter.models._nnunet.predict import segment
 
-        grid = volume.grid
-        target = asked.orientation or grid.orientation
-        array = np.array(reorient(scan, grid, target), dtype=np.float32)
-        if not np.isfinite(array).all():
-            raise UnsupportedError("the scan holds voxels that are not finite numbers; replace them first")
-        # A grid of the turned spacing: the axes of `reorient`, in (z, y, x).
-        spacing = [float(volume.spacing_zyx[axis]) for axis in _axes(volume, target)]
         first = 1
-        for number, network in enumerate(self._networks):
-            answer = segment(
+        for part, network in enumerate(self._networks):
+            found = segment(
                 network,
-                array,
-                spacing,
+                scans,
                 device=self._context.device,
                 precision=self._context.precision,
                 mirror=asked.mirror,
                 step=asked.step,
-                run=_share(run, number, len(self._networks)),
+                run=_share(run, part, len(self._networks)),
             )
-            mine = np.ascontiguousarray(restore(answer, grid, target))
-            if len(self._networks) == 1:
-                return LabelMap(mine, labels, notes=notes)
+            # Of one network the numbers are the answer's own; of several each has those after its predecessor's.
             values = sorted(label.value for label in network.trained.labels)
-            numbers = np.zeros(values[-1] + 1, mask.dtype)
-            numbers[values] = np.arange(first, first + len(values))
+            numbers = np.zeros(values[-1] + 1, kind)
+            numbers[values] = values if len(self._networks) == 1 else np.arange(first, first + len(values))
             first += len(values)
-            np.copyto(mask, numbers[mine], where=mine != 0)
-        return LabelMap(mask, labels, notes=notes)
+            for (number, target), answer in zip(shown, found, strict=True):
+                mine = restore(answer, volumes[number].grid, target)
+                np.copyto(answers[number].mask, numbers[mine], where=mine != 0)
+        return answers
 
     def _asked(self, options: Mapping[str, Any]) -> _Asked:
         merged = {**_OPTIONS, **self._defaults, **options}

@@ -29,26 +29,42 @@ Index = tuple[Any, ...]
 
 def segment(
     network: Network,
-    array: NDArray[np.float32],
-    spacing: Sequence[float],
+    scans: Sequence[tuple[NDArray[np.float32], Sequence[float]]],
     *,
     device: str,
     precision: str,
     mirror: bool,
     step: float,
     run: Run,
-) -> NDArray[Any]:
-    """Labels of `array` in the frame of nnU-Net's readers: both (z, y, x), spacing (mm) in the same order."""
+) -> list[NDArray[Any]]:
+    """Labels of each scan, an array in the frame of nnU-Net's readers and its spacing (mm), both (z, y, x).
+
+    Scans are prepared and cut to labels each by itself. Between that the slices of all whose planes have one size go through
+    a 2-D network as those of one scan do, `run.batch` tiles at once; a 3-D network takes one after the other.
+    """
     trained = network.trained
     run.check(0.0, "preparing")
-    properties: dict[str, Any] = {"spacing": [float(s) for s in spacing]}
-    data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
-        array[None], None, properties, network.plans, network.configuration, dict(trained.dataset)
-    )
+    prepared = []
+    for array, spacing in scans:
+        properties: dict[str, Any] = {"spacing": [float(s) for s in spacing]}
+        data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+            array[None], None, properties, network.plans, network.configuration, dict(trained.dataset)
+        )
+        prepared.append((torch.from_numpy(data), properties))
     axes = network.mirrored if mirror else ()
-    with torch.inference_mode():
-        logits = _logits(network, trained.heads, torch.from_numpy(data), device=device, precision=precision, axes=axes, step=step, run=run)
-    return _labels(network, trained, logits, properties, run)
+    flat = len(network.configuration.patch_size) == 2
+    alike: dict[Any, list[int]] = {}
+    for number, (image, _) in enumerate(prepared):
+        alike.setdefault(tuple(image.shape[2:]) if flat else number, []).append(number)
+    found: dict[int, NDArray[Any]] = {}
+    for numbers in alike.values():
+        images = [prepared[number][0] for number in numbers]
+        with torch.inference_mode():
+            together = torch.cat(images, 1) if len(images) > 1 else images[0]
+            logits = _logits(network, trained.heads, together, device=device, precision=precision, axes=axes, step=step, run=run)
+        for number, mine in zip(numbers, logits.split([image.shape[1] for image in images], 1), strict=True):
+            found[number] = _labels(network, trained, mine, prepared[number][1], run)
+    return [found[number] for number in range(len(scans))]
 
 
 def _logits(
