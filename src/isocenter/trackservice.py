@@ -13,24 +13,26 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 from blake3 import blake3
 
 from isocenter import narrateservice
 from isocenter.analysis import appearance, case_response
 from isocenter.analysis.case import Case, MeasuredVisit, assemble
-from isocenter.analysis.case_edits import Edits, track_names
+from isocenter.analysis.case_edits import Edits, edited, effective, track_names
 from isocenter.analysis.case_json import as_dict
+from isocenter.analysis.decisions import Together, decided
 from isocenter.analysis.growth.forecast import BROAD, Population
+from isocenter.analysis.merge import Merged, chosen, merge
 from isocenter.analysis.narrative import prompt as prompts
 from isocenter.analysis.narrative import template
 from isocenter.analysis.pictures import lesion_picture, shown
 from isocenter.analysis.report import formats
-from isocenter.analysis.report.scans import Scans, Shots
+from isocenter.analysis.report.scans import Scans, Shots, each_lesion
 from isocenter.analysis.report.told import Told
-from isocenter.analysis.tracking.graph import Correction
 from isocenter.core.errors import UsageError
 from isocenter.core.model import QUIET, Run
-from isocenter.core.patient import Identity, Patient, Timepoint
+from isocenter.core.patient import Decision, Identity, Patient, Timepoint
 from isocenter.core.volume import Volume
 from isocenter.followup import describe, files
 from isocenter.followup.between import Aligner, bring
@@ -49,13 +51,14 @@ def track(
     out: Path,
     *,
     options: TrackOptions | None = None,
-    corrections: Sequence[Correction] = (),
+    corrections: Sequence[Decision] = (),
     population: Population = BROAD,
     run: Run = QUIET,
 ) -> Case:
     """The case of the patient whose study lies at `place`; its files go to `out`. Raises what reading and models raise.
 
-    One visit that cannot be read does not stop the others: it counts as not evaluated, and says why.
+    corrections: of readers, after those of the study itself. One visit that cannot be read does not stop the others: it counts as not
+    evaluated, and says why.
     """
     options = options or TrackOptions()
     formats.chosen(options.formats)  # before any work is done
@@ -91,16 +94,38 @@ def track(
             describe.described(service, measured, home / visit.id, describing, run)
     run.check((steps - 1) / steps, "following lesions")
     compiling.join()
+    together = _together(service, study, home, options)
+    edits = decided(Edits(names=study.names), (*study.corrections, *corrections), measured_visits, together)
+    corrected = edited(measured_visits, edits)
+    holds = effective(corrected, edits)
     case = assemble(
-        patient, measured_visits, corrections=corrections, population=population, immunotherapy=options.immunotherapy, criteria=options.criteria
+        patient,
+        corrected,
+        corrections=holds.links,
+        roles=holds.roles,
+        population=population,
+        immunotherapy=options.immunotherapy,
+        criteria=options.criteria,
+        uncorrected=measured_visits,
     )
-    case = replace(case, notes=(*study.notes, *case.notes), names=track_names(Edits(names=study.names), case.graph))
+    case = replace(case, notes=(*study.notes, *case.notes), names=track_names(edits, case.graph))
     save_growth(case, home, population, run)
     run.check((steps - 0.7) / steps, "telling the case")
-    story = _story(service, case, measured_visits, home, options, run)
+    story = _story(service, case, corrected, home, options, run)
     _report(service, case, study, home, out, options, story, run, (steps - 0.5) / steps)
     run.check(1.0, "done")
     return case
+
+
+def _together(service: Service, study: StudyFiles, home: Path, options: TrackOptions) -> Together:
+    """Measures lesions of a visit as one, from its files."""
+
+    def work(name: str, lesions: Sequence[str]) -> Merged:
+        visit = next(v for v in study.visits if v.id == name)
+        scan, mask = open_scan(service, visit), np.load(home / name / files.MASK_ARRAY, allow_pickle=False)
+        return merge(chosen(each_lesion(mask, scan.grid, options.least_mm3), lesions), lesions, scan)
+
+    return work
 
 
 def told(

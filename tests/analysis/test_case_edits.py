@@ -10,10 +10,14 @@ import pytest
 
 from isocenter.analysis.case import Found, MeasuredVisit, assemble
 from isocenter.analysis.case_edits import Edits, check, edited, effective, in_order, track_names
+from isocenter.analysis.decisions import Together, decide, decided
 from isocenter.analysis.lesions import lesions
+from isocenter.analysis.merge import chosen, merge
+from isocenter.analysis.report.scans import each_lesion
 from isocenter.core.errors import NotFoundError, UsageError
 from isocenter.core.geometry import Grid
-from isocenter.core.patient import Patient, TherapyEvent, Timepoint
+from isocenter.core.patient import Decision, Patient, TherapyEvent, Timepoint
+from isocenter.core.volume import Volume
 
 GRID = Grid((30, 60, 60), (1.5, 1.5, 2.0))
 
@@ -147,3 +151,92 @@ def test_scans_of_different_kinds_are_named(visits: list[MeasuredVisit]) -> None
     for given, words in ((visits, []), (mixed, ["scans of different kinds (CT: a; MR: b)"])):
         made = assemble(Patient("P", tuple(v.timepoint for v in given)), given, growing=False)
         assert [note[: note.index("):") + 1] for note in made.notes if "kinds" in note] == words
+
+
+def parts_of(visit: MeasuredVisit, *places: tuple[float, float, float, float]) -> Together:
+    """Measures lesions of the visit as one, from the mask that `visit` made."""
+    z, y, x = np.ogrid[:30, :60, :60]
+    mask = np.zeros(GRID.shape, np.uint8)
+    for a, b, c, radius in places:
+        mask[(2 * (z - a)) ** 2 + (1.5 * (y - b)) ** 2 + (1.5 * (x - c)) ** 2 <= radius**2] = 1
+    scan = Volume(mask.astype(np.int16), GRID.spacing, modality="CT", unit="HU")
+    return lambda name, names: merge(chosen(each_lesion(mask, GRID, 0), names), names, scan)
+
+
+def test_pieces_of_one_lesion_are_merged_and_taken_apart_again(visits: list[MeasuredVisit]) -> None:
+    """Two balls in one slice: volumes add up exactly, the diameter reaches over both; a merger of other pieces changes nothing."""
+    places = (10, 15, 15, 12), (10, 15, 45, 9), (20, 45, 45, 8)
+    two = [visit("a", 0, *places), visit("b", 40, *places)]
+    together = parts_of(two[0], *places)
+    said = Decision("merge", ("a", "lesion-1"), ("a", "lesion-2"))
+    edits = decide(Edits(), said, two, together)
+    assert Edits.of(json.loads(json.dumps(edits.as_dict()))) == edits
+    one, whole = two[0], edited(two, edits)[0]
+    assert one.found
+    assert whole.found
+    assert [f.id for f in whole.found] == ["lesion-1", "lesion-3"]
+    first, second = one.found[0].size, one.found[1].size
+    size = whole.found[0].size
+    assert size.volume_mm3 == first.volume_mm3 + second.volume_mm3
+    assert size.longest_mm == pytest.approx(30 * 1.5 + first.longest_mm / 2 + second.longest_mm / 2, abs=1.5)
+    assert any("lesion-2 into lesion-1" in note for note in whole.notes)
+    # The place in the next scan is that of the whole.
+    placed = replace(one, carried=((0.0, 0.0, 0.0), (10.0, 0.0, 0.0), (5.0, 5.0, 5.0)))
+    carried = edited([placed], edits)[0].carried
+    assert carried
+    assert carried[0] == pytest.approx((10 * second.voxels / size.voxels, 0, 0))
+    assert carried[1] == (5.0, 5.0, 5.0)
+    # A third one on top, named by the whole; its parts cannot be named any more.
+    three = decide(edits, Decision("merge", ("a", "lesion-3"), ("a", "lesion-1")), two, together)
+    assert [f.id for f in edited(two, three)[0].found or ()] == ["lesion-3"]
+    with pytest.raises(UsageError, match="merged into lesion-1"):
+        decide(edits, Decision("delete", ("a", "lesion-2")), two, together)
+    assert edited(two, decide(edits, Decision("unmerge", ("a", "lesion-1")), two, together)) == two
+    # The visit was measured anew: what is called lesion-2 now is another one.
+    anew = [visit("a", 0, places[0], places[2]), two[1]]
+    assert edited(anew, edits) == anew
+    with pytest.raises(UsageError, match=r"correction 2 \(merge\): only lesions of one visit"):
+        decided(Edits(), (Decision("rename", ("a", "lesion-1"), name="x"), Decision("merge", ("a", "lesion-1"), ("b", "lesion-1"))), two, together)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (Decision("merge", ("a", "lesion-1")), "which other"),
+        (Decision("merge", ("a", "lesion-1"), ("a", "lesion-1")), "itself"),
+        (Decision("merge", ("a", "lesion-1"), ("a", "lesion-9")), "no such lesion"),
+        (Decision("merge", ("a", "lesion-1"), ("a", "lesion-2")), "deleted"),
+        (Decision("merge", ("a", "lesion-1"), ("a", "lesion-3")), "take them back"),
+        (Decision("unmerge", ("a", "lesion-1")), "nothing was merged"),
+        (Decision("bless", ("a", "lesion-1")), "there are: link"),
+        (Decision("delete"), "say which lesion"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.action,
+)
+def test_mergers_that_cannot_be(visits: list[MeasuredVisit], said: Decision, words: str) -> None:
+    edits = Edits().without(("a", "lesion-2")).with_measurement(("a", "lesion-3"), {"longest_mm": 40})
+    with pytest.raises((UsageError, NotFoundError), match=words):
+        decide(edits, said, visits, parts_of(visits[0]))
+
+
+def test_names_stay_when_a_lesion_is_taken_away(visits: list[MeasuredVisit]) -> None:
+    """L2 is L2 also without L1; what a correction cuts off gets a number that nobody had."""
+
+    def tracks(edits: Edits) -> dict[str, dict[str, str]]:
+        here = edited(visits, edits)
+        holds = effective(here, edits)
+        patient = Patient("P", tuple(v.timepoint for v in here))
+        return assemble(patient, here, corrections=holds.links, roles=holds.roles, growing=False, uncorrected=visits).graph.tracks
+
+    plain = tracks(Edits())
+    assert list(plain) == ["L1", "L2", "L3"]
+    gone = Edits()
+    for place in plain["L1"].items():
+        gone = gone.without(place)
+    assert tracks(gone) == {"L2": plain["L2"], "L3": plain["L3"]}
+    # Only at the first visit: it is the same lesion later on.
+    assert tracks(Edits().without(("a", plain["L1"]["a"]))).keys() == plain.keys()
+    apart = tracks(Edits().linked(("a", plain["L1"]["a"]), ("b", plain["L1"]["b"]), False))
+    assert list(apart) == ["L1", "L2", "L3", "L4"]
+    assert apart["L1"] == {"a": plain["L1"]["a"]}
+    assert {k: v for k, v in apart.items() if k in ("L2", "L3")} == {"L2": plain["L2"], "L3": plain["L3"]}

@@ -120,11 +120,29 @@ def test_every_format_means_the_same_lesion_also_after_one_was_taken_out(client:
     assert {key: said for key, said in second.items() if key[1] == uids["L2"]} == {key: said for key, said in first.items() if key[1] == uids["L2"]}
     assert [key for key in second if key[0] == "visit-2"] == [("visit-2", uids["L2"])]
     assert second["visit-1", uids["L1"]] == first["visit-1", uids["L1"]]
-    # At no visit is it one: whatever the other is called now, it is no other lesion.
+    # At no visit is it one: the other keeps its name all the same.
     for visit in ("visit-1", "visit-3"):
         correct(client, patient, action="delete", lesion=[visit, at[visit]])
     third = agreed(client, patient)
     assert {uid for _, uid in third} == {uids["L2"]}
+    assert {track for track, _ in third.values()} == {"L2"}
     assert {key: volume for key, (_, volume) in third.items()} == {key: volume for key, (_, volume) in first.items() if key[1] == uids["L2"]}
     client.post(f"{patient}/corrections/0/restore", json={"reason": "all as it was"}).raise_for_status()
     assert agreed(client, patient) == first
+
+
+def test_a_merged_lesion_is_one_in_every_format(client: TestClient, patient: str) -> None:
+    before = get(client, f"{patient}/lesions", timepoint_id="visit-1")["data"]
+    version = correct(client, patient, action="merge", lesion=["visit-1", "lesion-1"], other=["visit-1", "lesion-2"], reason="one lesion")
+    assert (version["action"], version["detail"]["other"]) == ("merge", ["visit-1", "lesion-2"])
+    said = agreed(client, patient)
+    (one,) = [value for key, value in said.items() if key[0] == "visit-1"]
+    assert one[0] == "L1"
+    assert one[1] == pytest.approx(sum(k["volume_mm3"] for k in before))
+    alike = client.get(f"{patient}/lesions/visit-1/lesion-2/similar")
+    assert alike.status_code == 404, "a part is no lesion of its own"
+    refused = client.post(f"{patient}/corrections", json={"action": "rename", "lesion": ["visit-1", "lesion-2"], "name": "x"})
+    assert refused.status_code == 400
+    assert "merged into lesion-1" in refused.json()["detail"]
+    correct(client, patient, action="unmerge", lesion=["visit-1", "lesion-1"])
+    assert [k["lesion_id"] for k in get(client, f"{patient}/lesions", timepoint_id="visit-1")["data"]] == ["lesion-1", "lesion-2"]

@@ -13,6 +13,7 @@ from isocenter.analysis.lesions import LesionSize
 from isocenter.analysis.response.irecist import IResponse
 from isocenter.analysis.response.recist import Candidate, choose_targets
 from isocenter.analysis.response.visit import Category, Response
+from isocenter.analysis.track_names import named_as
 from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, follow
 from isocenter.analysis.tracking.match import Located
 from isocenter.analysis.uncertainty import of_diameter
@@ -41,6 +42,7 @@ class MeasuredVisit:
     spacing: of the scan, mm. carried: the lesions' centroids in the next visit's scan, None where that is not registered.
     new_lesions: what a person said; None lets the tracks decide. assessment: more of that, as a `study.json` has it.
     onward: 3 x 4, LPS mm of this scan to those of the next visit's.
+    merged: by lesion, what a reader said to be parts of it.
     """
 
     timepoint: Timepoint
@@ -51,6 +53,7 @@ class MeasuredVisit:
     reason: str | None = None
     notes: tuple[str, ...] = ()
     onward: tuple[tuple[float, ...], ...] | None = None
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     assessment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,11 +103,13 @@ def assemble(
     criteria: Sequence[str] = (),
     roles: Mapping[Node, bool] | None = None,
     growing: bool = True,
+    uncorrected: Sequence[MeasuredVisit] | None = None,
 ) -> Case:
     """The case of a patient. Raises `UsageError` where no visit has a scan, or visits are not the patient's.
 
     roles: lesions of the baseline that a person made targets (True) or no targets (False). growing: False leaves growth,
-    forecast and scenarios out, for whoever asks for them later by `followed` and `grow`.
+    forecast and scenarios out, for whoever asks for them later by `followed` and `grow`. uncorrected: the visits before readers' corrections;
+    lesions keep the names that they have without these.
     """
     if tuple(v.timepoint for v in visits) != patient.timepoints:
         raise UsageError("the measured visits are not the patient's visits")
@@ -112,6 +117,8 @@ def assemble(
     if not seen:
         raise UsageError("no visit has a scan with lesions to look at")
     graph = _graph(seen, corrections)
+    if uncorrected is not None:
+        graph = named_as(graph, _graph([v for v in uncorrected if v.found is not None], ()))
     targets, non_targets = _choose(seen[0], graph, roles or {})
     lesions = _lesions(visits, graph, targets)
     notes = [*(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason), *_kinds(seen)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from isocenter.analysis.case import Found, MeasuredVisit
 from isocenter.analysis.lesions import LesionSize
+from isocenter.analysis.merge import Merged
 from isocenter.analysis.tracking.graph import Correction, LesionGraph, Node
 from isocenter.core.errors import NotFoundError, UsageError
 from isocenter.core.patient import TherapyEvent
@@ -26,7 +27,8 @@ class Edits:
     """All decisions about one patient that hold at present.
 
     links: two lesions are the same, or are not. names: what the track of a lesion is called. roles: targets and
-    non-targets. measured: figures that a person set, in place of the computed ones. removed: lesions that are none.
+    non-targets. measured: figures that a person set, in place of the computed ones. removed: lesions that are none. merged: a lesion
+    that others of its visit are parts of.
     """
 
     links: tuple[Correction, ...] = ()
@@ -35,6 +37,7 @@ class Edits:
     measured: Mapping[Node, Mapping[str, float]] = field(default_factory=dict)
     removed: frozenset[Node] = frozenset()
     therapies: tuple[TherapyEvent, ...] = ()
+    merged: Mapping[Node, Merged] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the same for the same decisions."""
@@ -45,6 +48,7 @@ class Edits:
             "measured": [[*node, dict(figures)] for node, figures in sorted(self.measured.items())],
             "removed": [list(node) for node in sorted(self.removed)],
             "therapies": [asdict(t) for t in self.therapies],
+            "merged": [[*node, merged.as_dict()] for node, merged in sorted(self.merged.items(), key=lambda item: item[0])],
         }
 
     @classmethod
@@ -57,6 +61,7 @@ class Edits:
             measured={(v, lesion): dict(figures) for v, lesion, figures in data.get("measured", ())},
             removed=frozenset(_node(n) for n in data.get("removed", ())),
             therapies=tuple(TherapyEvent(**t) for t in data.get("therapies", ())),
+            merged={(v, lesion): Merged.of(merged) for v, lesion, merged in data.get("merged", ())},
         )
 
     # One decision more. Each raises `UsageError` for what cannot be meant.
@@ -107,6 +112,17 @@ class Edits:
         """A lesion is none (or is one after all)."""
         return replace(self, removed=self.removed | {node} if removed else self.removed - {node})
 
+    def joined(self, node: Node, merged: Merged) -> Edits:
+        """Lesions of one visit are parts of `node`; what was said to be part of one of them is part of it too (`merged` has all)."""
+        kept = {n: m for n, m in self.merged.items() if n[0] != node[0] or n[1] not in (node[1], *merged.parts)}
+        return replace(self, merged={**kept, node: merged})
+
+    def parted(self, node: Node) -> Edits:
+        """What was merged into a lesion is lesions of their own again. Raises `NotFoundError` where nothing was."""
+        if node not in self.merged:
+            raise NotFoundError("nothing was merged into this lesion")
+        return replace(self, merged={n: m for n, m in self.merged.items() if n != node})
+
     def with_therapy(self, therapy: TherapyEvent) -> Edits:
         """A course of treatment; one of the same id is replaced."""
         from isocenter.analysis.growth.therapy import Therapy
@@ -142,10 +158,32 @@ def _edited(visit: MeasuredVisit, edits: Edits) -> MeasuredVisit:
     if visit.found is None:
         return visit
     name = visit.timepoint.timepoint_id
+    visit = _joined(visit, {lesion: merged for (at, lesion), merged in edits.merged.items() if at == name})
+    if visit.found is None:
+        return visit
     stays = [k for k, f in enumerate(visit.found) if (name, f.id) not in edits.removed]
     found = tuple(_measured(visit.found[k], edits.measured.get((name, visit.found[k].id), {})) for k in stays)
     carried = tuple(visit.carried[k] for k in stays) if visit.carried is not None else None
     return replace(visit, found=found, carried=carried)
+
+
+def _joined(visit: MeasuredVisit, merged: Mapping[str, Merged]) -> MeasuredVisit:
+    """A visit with its merged lesions as one each. A merger of lesions that are not there (any more) changes nothing."""
+    found, carried, parts = list(visit.found or ()), visit.carried, dict(visit.merged)
+    for kept, one in merged.items():
+        at = {f.id: k for k, f in enumerate(found)}
+        names = (kept, *one.parts)
+        if not all(n in at for n in names) or not one.still_of([found[at[n]].size for n in names]):
+            continue
+        if carried is not None:
+            weights = [found[at[n]].size.voxels / one.size.voxels for n in names]
+            x, y, z = (sum(w * carried[at[n]][k] for w, n in zip(weights, names, strict=True)) for k in range(3))
+            carried = tuple((x, y, z) if k == at[kept] else place for k, place in enumerate(carried) if found[k].id not in one.parts)
+        found[at[kept]] = replace(found[at[kept]], size=one.size, appearance=one.appearance)
+        found = [f for f in found if f.id not in one.parts]
+        parts[kept] = one.parts
+    said = tuple(f"a reader merged {', '.join(more)} into {kept}" for kept, more in parts.items() if kept not in visit.merged)
+    return replace(visit, found=tuple(found), carried=carried, merged=parts, notes=(*visit.notes, *said))
 
 
 def _measured(found: Found, figures: Mapping[str, float]) -> Found:
@@ -162,9 +200,11 @@ def _measured(found: Found, figures: Mapping[str, float]) -> Found:
 
 def check(visits: Sequence[MeasuredVisit], edits: Edits, node: Node) -> None:
     """Raise for a decision about a lesion that does not exist, or that leaves it with figures that contradict each other."""
-    for visit in visits:
-        if visit.timepoint.timepoint_id != node[0]:
-            continue
+    whole = replace(edits, measured={}, removed=frozenset())
+    for visit in (_edited(v, whole) for v in visits if v.timepoint.timepoint_id == node[0]):
+        for kept, parts in visit.merged.items():
+            if node[1] in parts:
+                raise UsageError(f"{node[1]} was merged into {kept}; name that one, or unmerge it first")
         for found in visit.found or ():
             if found.id == node[1]:
                 size = _measured(found, edits.measured.get(node, {})).size

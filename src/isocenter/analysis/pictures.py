@@ -47,7 +47,7 @@ def lesion_picture(scan: Volume, size: LesionSize) -> NDArray[np.uint8]:
 def shown(case: Case, visits: Sequence[MeasuredVisit]) -> list[tuple[str, LesionSize]]:
     """What a model of language is shown of a case: the largest lesion at the last scan and, where it is there, at the one before.
 
-    (visit, size) of each, the last first. visits: as they were measured.
+    (visit, size) of each, the last first. visits: the case's, with their lesions.
     """
     seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     if not seen or not case.at(seen[-1]):

@@ -52,6 +52,9 @@ def track(
     embedder: Annotated[
         str | None, typer.Option(help="Model that describes each lesion by a vector; `none` for none. By default one that is installed.")
     ] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A reader's corrections as JSON, where the study has no study.json to hold them.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the case as JSON.")] = False,
 ) -> None:
     """Follow a patient's lesions from visit to visit: sizes, response, growth, forecast, what-if.
@@ -62,6 +65,7 @@ def track(
     from isocenter.analysis.report import content, formats
     from isocenter.analysis.tracking.register import Freedom
     from isocenter.cli.chosen import settings
+    from isocenter.io.visits import read_corrections
     from isocenter.service import Service
     from isocenter.trackservice import TrackOptions
     from isocenter.trackservice import track as follow
@@ -79,10 +83,11 @@ def track(
         narrator=narrator,
         embedder=embedder,
     )
+    said = read_corrections(corrections) if corrections is not None else ()
     service = Service(settings())
     try:
         with watched("Following the patient", quiet=as_json) as run:
-            case = follow(service, study, out, options=options, run=run)
+            case = follow(service, study, out, options=options, corrections=said, run=run)
     finally:
         service.close()
     if as_json:

@@ -113,6 +113,22 @@ class TherapyEvent:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """One correction of a reader. Lesions are (visit, lesion) as they were measured.
+
+    action: of `analysis.decisions.ACTIONS`. other: of a link or a merger. name: of a renaming. target: of a role, None for what the
+    rules say. figures: of a measurement.
+    """
+
+    action: str
+    lesion: tuple[str, str] | None = None
+    other: tuple[str, str] | None = None
+    name: str | None = None
+    target: bool | None = None
+    figures: Mapping[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
 class Patient:
     """A patient by pseudonym. metadata: what a person chose to keep; never read out of images."""
 

@@ -10,6 +10,7 @@ from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from isocenter.analysis.case import Case
+from isocenter.analysis.decisions import ACTIONS
 from isocenter.analysis.growth.scenarios import Scenario
 from isocenter.core.patient import Lesion, TherapyEvent
 from isocenter.core.provenance import RESEARCH_USE
@@ -98,9 +99,9 @@ Node = Annotated[tuple[str, str], Field(description="[timepoint_id, lesion_id]")
 class Correction(Strict):
     """One decision of a reader about a case."""
 
-    action: str = Field(max_length=32, description="link, unlink, rename, role, measurement, delete or undelete.")
+    action: str = Field(max_length=32, description=f"One of: {', '.join(ACTIONS)}.")
     lesion: Node
-    other: Node | None = Field(None, description="The other lesion of a link.")
+    other: Node | None = Field(None, description="The other lesion of a link, or the one that is merged into `lesion`.")
     name: str | None = Field(None, max_length=100, description="For rename; empty takes the name away.")
     target: bool | None = Field(None, description="For role: a target, not a target, or null for what the rules say.")
     figures: dict[str, float | None] | None = Field(None, description="For measurement: longest_mm, short_axis_mm, volume_mm3; null undoes.")

@@ -17,7 +17,7 @@ from typing import Any
 from blake3 import blake3
 
 from isocenter.core.errors import InputError, LimitError, UnsupportedError
-from isocenter.core.patient import TherapyEvent, check_id
+from isocenter.core.patient import Decision, TherapyEvent, check_id
 from isocenter.core.settings import Limits
 from isocenter.io import dicom_header, dicom_image, door
 from isocenter.io.archive import Part, Spool
@@ -64,7 +64,7 @@ class VisitFiles:
 class StudyFiles:
     """A patient's visits by day, and what a `study.json` says beside them. organs, nodes: by label value of the masks.
 
-    names: what readers call lesions, by visit and lesion; the whole track is called so.
+    names: what readers call lesions, by visit and lesion; the whole track is called so. corrections: of readers, in their order.
     """
 
     patient_id: str
@@ -74,6 +74,7 @@ class StudyFiles:
     nodes: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
     names: dict[tuple[str, str], str] = field(default_factory=dict)
+    corrections: tuple[Decision, ...] = ()
 
 
 def read(folder: Path, limits: Limits) -> StudyFiles:
@@ -95,18 +96,22 @@ def read(folder: Path, limits: Limits) -> StudyFiles:
 
 
 def _from_json(file: Path) -> StudyFiles:
-    if file.stat().st_size > _MOST_JSON:
-        raise LimitError("study.json is too large", limit="4 MiB", value=_MOST_JSON)
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError("study.json is no JSON") from None
+    told = _json(file, "study.json")
     try:
         return _told(told, file.parent)
     except KeyError as missing:
         raise InputError(f"study.json lacks {missing}") from None
     except (TypeError, ValueError, AttributeError):
         raise InputError("study.json has values of the wrong kind; see docs/track.md for its form") from None
+
+
+def _json(file: Path, what: str) -> Any:
+    if file.stat().st_size > _MOST_JSON:
+        raise LimitError(f"{what} is too large", limit="4 MiB", value=_MOST_JSON)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} is no JSON") from None
 
 
 def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
@@ -150,7 +155,8 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
     organs = {int(value): str(facts.get("organ", "")) for value, facts in labels.items()}
     nodes = frozenset(int(value) for value, facts in labels.items() if facts.get("node"))
     study = _study(check_id(str(told["patient_id"]), "a patient's id"), visits, tuple(therapies), organs, nodes)
-    return replace(study, names=_names(told.get("names", []), {v.id for v in visits}))
+    known = {v.id for v in visits}
+    return replace(study, names=_names(told.get("names", []), known), corrections=_decisions(told.get("corrections", [])))
 
 
 def _assessment(said: dict[str, Any]) -> dict[str, str]:
@@ -160,6 +166,39 @@ def _assessment(said: dict[str, Any]) -> dict[str, str]:
             allowed = "; ".join(f"{key}: {', '.join(words)}" for key, words in ASSESSMENT.items())
             raise InputError(f"an assessment that is none; there are {allowed}")
     return dict(said)
+
+
+def read_corrections(file: Path) -> tuple[Decision, ...]:
+    """Corrections in a file of their own: a JSON list, or an object that has one as `corrections`. Raises `InputError`."""
+    if not file.is_file():
+        raise InputError("there is no such file of corrections")
+    told = _json(file, "the file of corrections")
+    try:
+        return _decisions(told.get("corrections", []) if isinstance(told, dict) else told)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError("the file of corrections has values of the wrong kind; see docs/track.md for its form") from None
+
+
+def _decisions(rows: list[dict[str, Any]]) -> tuple[Decision, ...]:
+    """Corrections as `POST .../corrections` takes them. Raises `InputError`, naming the one that is wrong; unknown lesions are found later."""
+    if not isinstance(rows, list):
+        raise InputError("corrections are a list")
+    return tuple(_decision(k, row) for k, row in enumerate(rows, start=1))
+
+
+def _decision(k: int, row: dict[str, Any]) -> Decision:
+    allowed = {"action", "lesion", "other", "name", "target", "figures", "reason"}
+    if not isinstance(row, dict) or not isinstance(row.get("action"), str) or set(row) - allowed:
+        raise InputError(f"correction {k}: it has an action, and of {', '.join(sorted(allowed - {'action'}))} what that needs")
+    pairs = [row.get("lesion"), row.get("other")]
+    if not all(pair is None or (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)) for pair in pairs):
+        raise InputError(f'correction {k}: a lesion is named as ["visit", "lesion"], as measurements.csv has them')
+    name, target, figures = row.get("name"), row.get("target"), row.get("figures")
+    numbers = figures is None or (isinstance(figures, dict) and all(v is None or isinstance(v, int | float) for v in figures.values()))
+    if not (name is None or isinstance(name, str)) or not (target is None or isinstance(target, bool)) or not numbers:
+        raise InputError(f"correction {k}: a name is text, a target true, false or null, and figures are numbers by name")
+    lesion, other = (None if pair is None else (pair[0], pair[1]) for pair in pairs)
+    return Decision(row["action"], lesion, other, name, target, figures)
 
 
 def _names(rows: list[list[str]], known: set[str]) -> dict[tuple[str, str], str]:

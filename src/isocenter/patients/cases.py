@@ -111,6 +111,7 @@ class Cases:
             roles=holds.roles,
             immunotherapy=immunotherapy,
             growing=False,
+            uncorrected=measured,
         )
         with self._lock:
             self._kept[key] = case

@@ -18,6 +18,9 @@ from typing import Any
 
 from isocenter.analysis import appearance
 from isocenter.analysis.case import MeasuredVisit
+from isocenter.analysis.case_edits import Edits
+from isocenter.analysis.decisions import decided
+from isocenter.analysis.decisions import told as decision
 from isocenter.core.errors import InputError, UsageError
 from isocenter.core.model import Run
 from isocenter.core.patient import check_id
@@ -29,6 +32,7 @@ from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.jobs import needs
 from isocenter.jobs.handler import JobInput, JobResult
 from isocenter.jobs.table import Stored
+from isocenter.patients import merging
 from isocenter.patients.audit import Who
 from isocenter.patients.cases import Cases, edits_of, measured_of
 from isocenter.patients.options import options_of
@@ -275,15 +279,21 @@ class _Work:
             self._records.set_embedding(self._patient.id, row.timepoint_id, name, vectors, job=self._given.job)
 
     def _therapies(self, study: StudyFiles) -> None:
-        """Courses and names of lesions that the study lists, where the patient has none yet."""
+        """Courses, names of lesions and corrections that the study lists, where the patient has none yet."""
         patient = self._records.get(self._patient.id)
         edits = edits_of(self._records, patient)
         names = {} if edits.names else study.names
         if names:
             for node, name in names.items():
                 edits = edits.named(node, name)
-            told = {"names": [[*node, name] for node, name in sorted(names.items())]}
+            told: dict[str, Any] = {"names": [[*node, name] for node, name in sorted(names.items())]}
             self._records.correct(patient.id, edits.as_dict(), self._who, base=patient.version, action="import_names", detail=told)
+            patient = self._records.get(patient.id)
+        if study.corrections and edits == Edits(names=edits.names):
+            together = merging.together(self._records, self._given.objects, self._service.settings, patient.id)
+            edits = decided(edits, study.corrections, measured_of(self._records.visits(patient.id)), together, self._who.user_id)
+            told = {"corrections": [{"action": c.action, **decision(c)} for c in study.corrections]}
+            self._records.correct(patient.id, edits.as_dict(), self._who, base=patient.version, action="import_corrections", detail=told)
             patient = self._records.get(patient.id)
         if not study.therapies or edits.therapies:
             return

@@ -12,17 +12,18 @@ from typing import Any
 
 from blake3 import blake3
 
-from isocenter.analysis.case_edits import Edits, check, in_order
-from isocenter.analysis.tracking.graph import Node
+from isocenter.analysis import decisions
+from isocenter.analysis.case_edits import Edits
 from isocenter.core.errors import ConflictError, NotFoundError, UsageError
 from isocenter.core.model import Task
-from isocenter.core.patient import TherapyEvent, check_id
+from isocenter.core.patient import Decision, TherapyEvent, check_id
 from isocenter.io.upload import Upload
 from isocenter.jobs import needs
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.studies import Study
 from isocenter.jobs.table import NORMAL, Job, NewJob, Stored
 from isocenter.patients import job as tracking
+from isocenter.patients import merging
 from isocenter.patients.audit import Who
 from isocenter.patients.cases import Cases, Known, edits_of
 from isocenter.patients.job import VisitFacts
@@ -36,21 +37,11 @@ PRIVATE = ("patient_id", "name", "birth_date", "sex")
 
 
 @dataclass(frozen=True)
-class Change:
-    """One correction, as a client says it. Lesions are (visit, lesion) as they were measured."""
+class Change(Decision):
+    """One correction, as a client says it: a decision about lesions (see `analysis.decisions`), or about a therapy."""
 
-    action: str
-    lesion: Node | None = None
-    other: Node | None = None
-    name: str | None = None
-    target: bool | None = None
-    figures: Mapping[str, float | None] | None = None
     therapy: TherapyEvent | None = None
     therapy_id: str | None = None
-
-
-#: What a correction may be.
-ACTIONS = ("link", "unlink", "rename", "role", "measurement", "delete", "undelete")
 
 
 class Patients:
@@ -193,28 +184,9 @@ class Patients:
             return edits.with_therapy(change.therapy), {"therapy": asdict(change.therapy)}
         if change.action == "delete_therapy" and change.therapy_id is not None:
             return edits.without_therapy(change.therapy_id), {"therapy_id": change.therapy_id}
-        if change.action not in ACTIONS:
-            raise UsageError(f"there is no correction '{change.action[:32]}'; there are: {', '.join(ACTIONS)}")
-        if change.lesion is None:
-            raise UsageError("say which lesion, as [timepoint_id, lesion_id]")
-        node, detail = change.lesion, {"lesion": list(change.lesion)}
-        measured = self.cases.known(patient_id).visits
-        check(measured, edits, node)
-        if change.action in ("link", "unlink"):
-            if change.other is None:
-                raise UsageError("say with which other lesion, as [timepoint_id, lesion_id]")
-            check(measured, edits, change.other)
-            first, second = in_order(measured, node, change.other)
-            return edits.linked(first, second, change.action == "link", who.user_id), {**detail, "other": list(change.other)}
-        if change.action == "rename":
-            return edits.named(node, change.name or ""), {**detail, "name": change.name or ""}
-        if change.action == "role":
-            return edits.with_role(node, change.target), {**detail, "target": change.target}
-        if change.action == "measurement":
-            made = edits.with_measurement(node, change.figures or {})
-            check(measured, made, node)
-            return made, {**detail, "figures": dict(change.figures or {})}
-        return edits.without(node, change.action == "delete"), detail
+        measured = self.cases.known(patient_id).visits if change.lesion is not None else ()
+        together = merging.together(self.records, self.backend.objects, self.service.settings, patient_id)
+        return decisions.decide(edits, change, measured, together, who.user_id), decisions.told(change)
 
     def _reindex(self, patient_id: str) -> None:
         try:

@@ -5,7 +5,7 @@ Collections are named by what made the vectors, so that vectors of two kinds nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,13 @@ def _embedders(known: Known) -> tuple[str, ...]:
 
 def _seen(known: Known, kind: str) -> list[Seen]:
     """The case's lesions with a vector of a kind."""
-    vectors: dict[tuple[str, str], list[float]] = {}
-    for row in known.rows:
+    vectors: dict[tuple[str, str], Sequence[float]] = {}
+    for row, visit in zip(known.rows, known.case.visits, strict=True):
         described = (row.measured.get("embeddings") or {}).get(kind, {})
-        for lesion in row.measured.get("lesions") or ():
-            vector = lesion["appearance"] if kind == RADIOMICS else described.get(lesion["id"])
+        for lesion in visit.found or ():
+            vector = lesion.appearance if kind == RADIOMICS else described.get(lesion.id)
             if vector and any(vector):
-                vectors[(row.timepoint_id, lesion["id"])] = vector
+                vectors[(row.timepoint_id, lesion.id)] = vector
     days = {v.timepoint.timepoint_id: v.timepoint.day for v in known.case.visits}
     return [
         Seen(f"{known.patient.id}:{k.timepoint_id}:{k.lesion_id}", k.timepoint_id, days[k.timepoint_id], k.track, vectors[here], k.volume_mm3)

@@ -165,7 +165,7 @@ def _pictures(patients: Patients, known: Known) -> list[NDArray[np.uint8]]:
     """The largest lesion, as `shown` chooses; a scan that cannot be read any more shows nothing."""
     rows = {r.timepoint_id: r for r in known.rows}
     pictures = []
-    for visit, size in shown(known.case, known.visits):
+    for visit, size in shown(known.case, known.case.visits):
         stored = rows[visit].file("scan.nii.gz")
         if stored is None:
             continue

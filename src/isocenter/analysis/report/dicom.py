@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from blake3 import blake3
@@ -56,18 +56,23 @@ def _tracked(told: Told) -> dict[str, seg.Tracked]:
     return {t: seg.Tracked(case.called(t)[:64], told.tracking_uid(t), terminology.site(organs.get(t))) for t in case.graph.tracks}
 
 
-def _numbered(scan: VisitScan, lesions: Sequence[Lesion]) -> NDArray[np.uint16] | None:
-    """The visit's mask with its lesions as 1, 2, … in their order; those that a reader took out are gone. None where one is not in it."""
+def _numbered(scan: VisitScan, lesions: Sequence[Lesion], merged: Mapping[str, Sequence[str]]) -> NDArray[np.uint16] | None:
+    """The visit's mask with its lesions as 1, 2, … in their order; those that a reader took out are gone. None where one is not in it.
+
+    merged: by lesion, what a reader said to be parts of it.
+    """
     most = int(scan.lesions.max(initial=0))
+    parts = [(value, name) for value, one in enumerate(lesions, start=1) for name in (one.lesion_id, *merged.get(one.lesion_id, ()))]
     # A visit's lesions are named by counting them in the mask: lesion-1, lesion-2, …
-    named = [re.fullmatch(r"lesion-([1-9]\d{0,4})", lesion.lesion_id, re.A) for lesion in lesions]
+    named = [re.fullmatch(r"lesion-([1-9]\d{0,4})", name, re.A) for _, name in parts]
     numbers = [int(match[1]) if match else 0 for match in named]
     if len(set(numbers)) < len(numbers) or not all(0 < n <= most for n in numbers):
         return None
-    if numbers == list(range(1, most + 1)):
+    values = [value for value, _ in parts]
+    if numbers == values == list(range(1, most + 1)):
         return scan.lesions
     table = np.zeros(most + 1, np.uint16)
-    table[numbers] = np.arange(1, len(numbers) + 1)
+    table[numbers] = values
     return np.asarray(table[scan.lesions], dtype=np.uint16)
 
 
@@ -76,7 +81,7 @@ def _visit(
 ) -> tuple[bytes | None, bytes | None]:
     case, volume = told.case, scan.volume
     lesions = tuple(case.at(visit.timepoint.timepoint_id))
-    mask = _numbered(scan, lesions)
+    mask = _numbered(scan, lesions, visit.merged)
     if mask is None:
         raise UsageError(f"{visit.timepoint.timepoint_id}: the mask does not hold the lesions that were measured; run `isocenter track` again")
     pseudonym = None if told.identity is not None else case.patient.patient_id

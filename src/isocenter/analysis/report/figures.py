@@ -96,7 +96,7 @@ def spider(case: Case) -> Plot:
         axes.text(1.0, level, f" {text}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#555555")
     axes.axhline(0, color="black", lw=0.6)
     axes.set(xlabel="day", ylabel="change since baseline (%)")
-    axes.legend(frameon=False, fontsize=8, ncols=4)
+    _legend(axes, fontsize=8, ncols=4)
     return plot
 
 
@@ -182,4 +182,9 @@ def _volume_axis(axes: Any, *, aside: bool = False) -> None:
     if aside:
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     else:
-        axes.legend(frameon=False, fontsize=7, ncols=2)
+        _legend(axes, fontsize=7, ncols=2)
+
+
+def _legend(axes: Any, **how: Any) -> None:
+    """Where it hides least. Said by name: left to its default, matplotlib warns on a slow machine that this takes long."""
+    axes.legend(frameon=False, loc="best", **how)
