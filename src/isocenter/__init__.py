@@ -11,6 +11,7 @@ Names are imported when they are first used, so that `import isocenter` costs ne
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from isocenter.core.volume import Volume
 
 __version__ = "0.1.0"
+# ONNX Runtime looks at it once, when it is first imported, by whomever; see `models/_onnxruntime.py`.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _HOME = {
     "list_models": "api",
     "load": "api",

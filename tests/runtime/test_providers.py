@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +71,24 @@ def test_packages_that_overwrite_each_other(monkeypatch: pytest.MonkeyPatch) -> 
     assert providers.conflicts() == ["onnxruntime", "onnxruntime-gpu"]
     monkeypatch.setattr(providers, "version", lambda package: "1.31" if package == "onnxruntime" else None)
     assert providers.conflicts() == []
+
+
+def test_nothing_is_reported_to_its_maker(tmp_path: Path) -> None:
+    """Its own reporting, on by default from 1.29, leaves an identifier and a queue of what is to be sent in the user's folder."""
+    code = """
+from onnx import TensorProto, helper
+from isocenter.core.model import ModelContext
+from isocenter.models._onnx.engine import OrtEngine
+
+ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 2, 2]) for name in ("image", "scores")]
+graph = helper.make_graph([helper.make_node("Relu", ["image"], ["scores"])], "test", ends[:1], ends[1:])
+network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+print(OrtEngine(network, ModelContext(), 1).name)
+"""
+    # Without the variables of a CI or a test run, in which it keeps silent by itself.
+    environment = {name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT") if name in os.environ} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ONNX Runtime" in done.stdout
+    assert list(tmp_path.rglob("*")) == []
+    assert "telemetry" not in done.stderr

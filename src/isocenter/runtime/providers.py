@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from isocenter.models import _onnxruntime
 from isocenter.runtime.environment import version
 
 log = structlog.get_logger("isocenter.runtime")
@@ -36,7 +37,7 @@ _SAID: set[tuple[str, ...]] = set()
 
 def available() -> list[str]:
     """The providers that the installed ONNX Runtime offers. A GPU build lists TensorRT even where TensorRT itself is missing."""
-    import onnxruntime
+    onnxruntime = _onnxruntime.load()
 
     return [name for name in onnxruntime.get_available_providers() if name != "TensorrtExecutionProvider" or _tensorrt()]
 

@@ -35,6 +35,7 @@ _PASSED = (
     "HF_HOME",
     "OMP_NUM_THREADS",
     "SYSTEMROOT",
+    "ORT_DISABLE_TELEMETRY",
 )
 #: Seconds between two looks at whether the caller is still there.
 _LOOK = 0.2

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext
-from isocenter.models import _openvino
+from isocenter.models import _onnxruntime, _openvino
 
 Image = NDArray[np.float32]
 #: What ONNX Runtime calls the element types that a volume can be given as.
@@ -54,7 +54,7 @@ def make(network: Path | bytes, context: ModelContext, *, channels: int = 1) -> 
 
 def providers(context: ModelContext) -> list[str | tuple[str, dict[str, Any]]]:
     """ONNX Runtime's execution providers: those wanted that this build has, the processor's last."""
-    import onnxruntime
+    onnxruntime = _onnxruntime.load()
 
     available = onnxruntime.get_available_providers()
     chosen: list[str | tuple[str, dict[str, Any]]] = []
@@ -93,7 +93,7 @@ class OrtEngine:
     """ONNX Runtime, in float32."""
 
     def __init__(self, network: Path | bytes, context: ModelContext, channels: int) -> None:
-        import onnxruntime
+        onnxruntime = _onnxruntime.load()
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import ModelError
 from isocenter.core.model import ModelContext
-from isocenter.models import _openvino
+from isocenter.models import _onnxruntime, _openvino
 from isocenter.models._text import bert, deberta
 from isocenter.models._text.graph import Graph
 from isocenter.models._text.weights import Weights
@@ -63,7 +63,7 @@ class OnnxEngine:
     """ONNX Runtime on the processor, in float32 or with int8 dense layers."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
-        import onnxruntime
+        onnxruntime = _onnxruntime.load()
 
         if context.precision not in ("float32", "int8"):
             raise ModelError(
