@@ -257,11 +257,10 @@ class Service:
 
             with ExitStack() as stack:
                 session = stack.enter_context(self.sessions.hold((spec.id, volume.key, owner, lease.instance), prompts, begin))
-                # What this server saw itself counts where the others know less, as after their database was away.
-                ordered = whose is not None and known >= changes(session.said, [identity(p) for p in prompts])[0]
+                # After a time without their database, what this server saw itself counts where the others know less.
+                ordered = whose is not None and (session.told or known >= changes(session.said, [identity(p) for p in prompts])[0])
                 changed = session.follow(prompts, ordered=ordered)
-                if whose is not None and self.orders is not None:
-                    self.orders.note(whose, history, [digest(said) for said in session.said])
+                session.told = self._tell(whose, history, session)
                 return lease, stack.pop_all(), session, changed, ready
 
         lease, held, session, changed, ready = self.runtime.call(spec, answer)
@@ -279,6 +278,10 @@ class Service:
             return None, None, 0, prompts
         number, known, order = recalled(histories, [digest(identity(p)) for p in prompts])
         return whose, None if number is None else histories[number], known, [prompts[index] for index in order]
+
+    def _tell(self, whose: str | None, history: History | None, session: Session) -> bool:
+        """Have the other servers know what was said; whether they do."""
+        return self.orders is not None and whose is not None and self.orders.note(whose, history, [digest(said) for said in session.said])
 
     def forget(self, owner: Hashable, volume: Volume | None = None) -> int:
         """Drop an owner's sessions, on one volume or on all; returns how many."""

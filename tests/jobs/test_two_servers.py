@@ -76,6 +76,25 @@ def test_clicks_are_replayed(pair: tuple[str, str], scan: bytes) -> None:
     assert len(set(staying)) >= 3, "clicks change something"
 
 
+#: A point that adds, one that takes away, one that adds again right beside that; then the second is taken back and said anew.
+TURNS: list[dict[str, Any]] = [
+    {"pos_points": [[24, 24, 12]]},
+    {"pos_points": [[24, 24, 12]], "neg_points": [[18, 24, 12]]},
+    {"pos_points": [[24, 24, 12], [20, 24, 12]], "neg_points": [[18, 24, 12]]},
+    {"pos_points": [[24, 24, 12], [20, 24, 12]]},
+    {"pos_points": [[24, 24, 12], [20, 24, 12]], "neg_points": [[18, 24, 12]]},
+]
+
+
+def test_the_order_of_clicks_travels(pair: tuple[str, str], scan: bytes) -> None:
+    """Clients send what adds before what takes away. In which order it came only the servers know, and they tell each other."""
+    staying = [infer(pair[0], scan, "stays", **turn) for turn in TURNS]
+    assert staying[2] != infer(pair[0], scan, "comes late", **TURNS[2]), "the order counts"
+    assert staying[2] != staying[4]
+    for number, route in enumerate(((0, 1, 0, 1, 0), (0, 0, 1, 1, 1), (1, 0, 0, 1, 0), (0, 0, 0, 0, 1))):
+        assert [infer(pair[server], scan, f"route {number}", **turn) for server, turn in zip(route, TURNS, strict=True)] == staying, route
+
+
 def test_what_one_forgets_the_other_does_not_bring_back(pair: tuple[str, str], scan: bytes) -> None:
     """`init` and `reset` reach one server; the other still holds a session, which follows the prompts that are sent and nothing else."""
     fresh = infer(pair[0], scan, "fresh", pos_points=[[14, 24, 12]])

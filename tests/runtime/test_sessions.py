@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isocenter.core.prompts import Box, Point, Prompt, overlap, union
-from isocenter.runtime.sessions import PER_OWNER, Sessions, changes
+from isocenter.runtime.sessions import PER_OWNER, Session, Sessions, changes, recalled
 
 
 class Recorder:
@@ -113,3 +113,30 @@ def test_union_and_overlap_of_boxes() -> None:
     assert overlap(Box((0, 0, 0), (3, 3, 3)), Box((2, 1, 0), (9, 9, 9))) == Box((2, 1, 0), (3, 3, 3))
     assert overlap(Box((0, 0, 0), (3, 3, 3)), Box((3, 0, 0), (9, 9, 9))) is None
     assert union(Box((1, 2, 3), (2, 3, 4)), Box((0, 5, 3), (1, 6, 9))) == Box((0, 2, 3), (2, 6, 9))
+
+
+@given(turns=st.lists(st.tuples(prompts, st.integers(0, 2)), max_size=8))
+def test_whoever_goes_on_where_another_was_does_as_that_one_would(turns: list[tuple[list[Any], int]]) -> None:
+    """Three sessions, each asked now and then, which share histories, end up as one that was asked all the time."""
+    alone, several = Session(Recorder()), [Session(Recorder()) for _ in range(3)]
+    histories: list[list[Any]] = []
+    for wanted, chosen in turns:
+        _, known, order = recalled(histories, wanted)
+        assert sorted(order) == list(range(len(wanted)))
+        if not known:  # a new session would begin
+            alone, several = Session(Recorder()), [Session(Recorder()) for _ in range(3)]
+        alone.follow(wanted)
+        several[chosen].follow([wanted[index] for index in order], ordered=True)
+        assert several[chosen].said == alone.said
+        assert several[chosen].interaction.log == alone.interaction.log  # type: ignore[attr-defined]
+        histories = [list(alone.said)]
+
+
+def test_several_people_who_look_like_one_have_histories_of_their_own() -> None:
+    a, b, c, d = (Point((0, 0, x)) for x in range(4))
+    assert recalled([], [a]) == (None, 0, [0])
+    assert recalled([[a, b], [c, d]], [d, c]) == (1, 2, [1, 0])
+    assert recalled([[a, b], [a]], [a, c]) == (1, 1, [0, 1]), "with least to undo"
+    assert recalled([[a, b, c], [b, a]], [c, b, a]) == (0, 3, [2, 1, 0])
+    assert recalled([[a, b]], [c]) == (None, 0, [0])
+    assert recalled([[a, a, b]], [b, a, a]) == (0, 3, [1, 2, 0])

@@ -18,7 +18,9 @@ from isocenter.jobs import retention, webhook
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.studies import Studies
 from isocenter.jobs.worker import Worker
+from isocenter.runtime.sessions import PER_OWNER
 from isocenter.service import Service
+from isocenter.store.orders import Orders
 
 log = structlog.get_logger("isocenter.jobs")
 #: Seconds for which the answer to "can the stores be written to" holds, and between two rounds of tidying.
@@ -68,6 +70,8 @@ class JobDesk:
                 self.worker = backend.worker(jobservice.handler(self.service), device=device, slots=slots)
                 self.worker.start()
             self._backend = backend
+            if backend.database.dialect != "sqlite":  # several servers may share it
+                self.service.orders = Orders(backend.database, settings.session_ttl, PER_OWNER)
 
     def writable(self) -> bool:
         """Whether records and files can be written; asked again after a moment."""
@@ -98,6 +102,8 @@ class JobDesk:
         if not self.opened:
             return
         try:
+            if self.service.orders is not None:
+                self.service.orders.sweep()
             gone = {t.what: t.gone for t in retention.sweep(self.backend) if t.gone}
         except StoreError as error:
             log.warning("nothing could be removed for now", reason=error.message)
@@ -117,6 +123,7 @@ class JobDesk:
             self._closed = True
         if not self.draining:
             self.drain()
+        self.service.orders = None
         if self._backend is not None:
             self._backend.close()
 

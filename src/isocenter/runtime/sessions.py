@@ -58,16 +58,39 @@ def changes(history: Sequence[Hashable], wanted: Sequence[Hashable]) -> tuple[in
     return keep, add
 
 
+def recalled(histories: Sequence[Sequence[Hashable]], wanted: Sequence[Hashable]) -> tuple[int | None, int, list[int]]:
+    """As whoever saw all that was said would go on with `wanted`: by the history that shares the longest beginning with it.
+
+    Returns (which history, None for none; how many of `wanted` it knows; those in its order and then the others as they were
+    sent, by index). Of equals the one with least to undo, of those the last.
+    """
+    best, rank = None, (0, 0)
+    for number, history in enumerate(histories):
+        keep, _ = changes(history, wanted)
+        if keep and (best is None or (keep, keep - len(history)) >= rank):
+            best, rank = number, (keep, keep - len(history))
+    if best is None:
+        return None, 0, list(range(len(wanted)))
+    left = list(range(len(wanted)))
+    order = []
+    for said in histories[best][: rank[0]]:
+        order.append(next(index for index in left if wanted[index] == said))
+        left.remove(order[-1])
+    return best, rank[0], order + left
+
+
 @dataclass(eq=False)
 class Session:
     """One owner's interaction with one volume. Use it only while holding it (`Sessions.hold`).
 
     state: what an adapter keeps with it, such as an encoded copy of the mask, by name; dropped with the session.
+    told: servers that share a database know of all that was said here.
     """
 
     interaction: Interaction
     said: list[Hashable] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    told: bool = True
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,10 +99,18 @@ class Session:
         """Memory held."""
         return self.interaction.nbytes + sum(getattr(s, "nbytes", 0) for s in self.state.values())
 
-    def follow(self, prompts: Sequence[Prompt]) -> Box | None:
-        """Bring the interaction to exactly these prompts; returns the box outside of which nothing changed."""
+    def follow(self, prompts: Sequence[Prompt], *, ordered: bool = False) -> Box | None:
+        """Bring the interaction to exactly these prompts; returns the box outside of which nothing changed.
+
+        ordered: they are known to have come in this order, whatever this session has seen of them.
+        """
         identities = [identity(p) for p in prompts]
-        keep, add = changes(self.said, identities)
+        if ordered:
+            keep = next((n for n, (said, wanted) in enumerate(zip(self.said, identities, strict=False)) if said != wanted), None)
+            keep = min(len(self.said), len(identities)) if keep is None else keep
+            add = list(range(keep, len(identities)))
+        else:
+            keep, add = changes(self.said, identities)
         changed: Box | None = None
         while len(self.said) > keep:
             changed = union(changed, self.interaction.undo())

@@ -116,6 +116,16 @@ STUDIES = sa.Table(
     sqlite_autoincrement=True,
 )
 
+#: In which order the prompts of interactive sessions came. whose: digest of model, volume and owner. histories: of digests. See `store/orders.py`.
+CLICK_ORDERS = sa.Table(
+    "click_orders",
+    METADATA,
+    sa.Column("whose", sa.String(32), primary_key=True),
+    sa.Column("histories", sa.JSON, nullable=False),
+    sa.Column("used", sa.Float, nullable=False),
+)
+sa.Index("click_orders_used", CLICK_ORDERS.c.used)
+
 #: Patients by pseudonym. origin: the date of day 0 where dates are known. identity: a keyed hash of the images' PatientID, so
 #: that another patient's scan is noticed. private: what a person chose to keep of who it is; told only when asked for.
 #: version: of the corrections. revision: counts every change of visits and corrections.
