@@ -37,6 +37,21 @@ def dice(mask: NDArray[np.generic], target: NDArray[np.bool_]) -> float:
     return float(2 * ((mask != 0) & target).sum() / max(int((mask != 0).sum() + target.sum()), 1))
 
 
+def around(inside: NDArray[np.bool_], spare: int) -> Box:
+    """The smallest box around an object, `spare` voxels wider on all sides (not across a single slice)."""
+    found = np.argwhere(inside)
+    wider = spare * (np.array(inside.shape) > 1)
+    lo, hi = (found.min(axis=0) - wider).tolist(), (found.max(axis=0) + 1 + wider).tolist()
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+
+
+def beyond(mask: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """The mask outside of a box."""
+    rest = mask.copy()
+    rest[box.slices] = 0
+    return rest
+
+
 @pytest.fixture(scope="module")
 def engine() -> Geodesic:
     made = Geodesic()
@@ -208,14 +223,62 @@ def test_every_kind_of_prompt_finds_the_object(engine: Geodesic, prompt: Prompt)
     assert dice(session.mask, inside) > 0.75
 
 
-def test_a_box_bounds_the_answer(engine: Geodesic) -> None:
-    session = engine.begin(engine.prepare(scene()[0]))
+@pytest.mark.parametrize("spare", [0, 3])
+def test_a_box_finds_what_it_is_drawn_around(engine: Geodesic, spare: int) -> None:
+    volume, inside = scene()
+    session = engine.begin(engine.prepare(volume))
+    box = around(inside, spare)
+    session.add([box])
+    assert dice(session.mask, inside) > 0.9
+    assert not beyond(session.mask, box).any()
+
+
+def test_a_box_finds_what_it_is_drawn_around_in_a_picture(engine: Geodesic) -> None:
+    volume, inside = scene((1, 80, 90), spacing=(1, 1, 1))
+    session = engine.begin(engine.prepare(volume))
+    session.add([around(inside, 2)])
+    assert dice(session.mask, inside) > 0.95
+
+
+def test_a_box_in_one_slice_decides_that_slice_and_goes_on_beside_it(engine: Geodesic) -> None:
+    volume, inside = scene()
+    drawn = around(inside[10:11], 1)
+    session = engine.begin(engine.prepare(volume))
+    session.add([Box((10, *drawn.lo[1:]), (11, *drawn.hi[1:]))])
+    assert dice(session.mask[10], inside[10]) > 0.95
+    assert dice(session.mask, inside) > 0.8
+
+
+def test_a_box_that_is_looked_at_coarsely_bounds_the_answer_all_the_same(engine: Geodesic) -> None:
+    volume, inside = scene((61, 121, 133))
+    session = engine.begin(engine.prepare(volume))
+    cut = Box((21, 43, 39), (60, 81, 132))  # through the middle of it, on odd voxels
+    session.add([cut])
+    assert not beyond(session.mask, cut).any()
+    assert dice(session.mask[cut.slices], inside[cut.slices]) > 0.9
+
+
+def test_a_box_keeps_what_was_won_and_what_was_taken_away(engine: Geodesic) -> None:
+    volume, inside = scene()
+    session = engine.begin(engine.prepare(volume))
+    session.add([Point((10, 20, 22))])
+    before = session.mask != 0
+    session.add([Point((10, 28, 22), positive=False)])
+    kept = session.mask != 0
+    lost = before & ~kept
+    session.add([around(inside, 0)])
+    assert (session.mask != 0)[kept].all()
+    assert session.mask[10, 28, 22] == 0
+    assert not lost.any() or (session.mask[lost] == 0).mean() > 0.5
+
+
+def test_a_box_where_all_looks_alike_is_answered_by_its_middle(engine: Geodesic) -> None:
+    volume = Volume(np.full(SHAPE, 7, np.int16))
+    session = engine.begin(engine.prepare(volume))
     box = Box((5, 12, 12), (14, 24, 30))
     session.add([box])
-    session.mask[box.slices]
-    outside = session.mask.copy()
-    outside[box.slices] = 0
-    assert not outside.any()
+    assert session.mask[9, 18, 21] == 1
+    assert not beyond(session.mask, box).any()
 
 
 def test_a_negative_box_stays_empty(engine: Geodesic) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isocenter.core.prompts import Box
-from isocenter.models._geodesic import kernels
+from isocenter.models._geodesic import boxed, kernels
 from isocenter.models._geodesic.prepared import Index, Prepared
 from isocenter.models._geodesic.regions import LEAST, REACH, Click, Family, families, score, vote
 from isocenter.models._geodesic.voxels import Study, Table, clear_cut, decide, study, tables
@@ -140,9 +140,9 @@ def _tight(live: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
 
 
 def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor], box: Box) -> Edit:
-    """A positive box: what its middle belongs to, inside of it only. A negative one: nothing inside of it.
+    """A positive box: the structure that it is drawn around, nothing beyond it. A negative one: nothing inside of it.
 
-    A box of one slice binds that slice exactly; the slices beside it are open within the box's outline.
+    A box of one slice binds that slice; the slices beside it are open within the box's outline, as far as half its size.
     """
     lo, hi = np.array(box.lo), np.array(box.hi)
     middle = (lo + hi)[None] // 2
@@ -151,36 +151,34 @@ def from_box(prepared: Prepared, belief: NDArray[np.uint8], anchors: list[Anchor
     thin = (hi - lo == 1) & (np.array(belief.shape) > 1)
     spacing = np.array(prepared.volume.spacing_zyx)
     depth = np.where(thin, np.ceil(0.5 * (spacing * (hi - lo))[~thin].mean() / spacing) if not thin.all() else 1, 0).astype(int)
-    open_lo, open_hi = np.maximum(lo - depth, 0), np.minimum(hi + depth, belief.shape)
+    drawn = int(lo[0])
+    lo, hi = np.maximum(lo - depth, 0), np.minimum(hi + depth, belief.shape)
     level = 0
-    while level + 1 < len(prepared.levels) and np.prod((open_hi - open_lo) / prepared.levels[level].stride) > FIRST / 2:
+    while level + 1 < len(prepared.levels) and np.prod((hi - lo) / prepared.levels[level].stride) > FIRST / 2:
         level += 1
-    margin = MARGIN * np.array(prepared.levels[level].stride)
-    window = cut(prepared, belief, level, np.maximum(open_lo - margin, 0), np.minimum(open_hi + margin, belief.shape))
-    outside = np.ones(window.shape, np.bool_)
-    outside[window.inner(make_box(open_lo, open_hi))] = False
-    seeds = _core(window, middle, lo, hi, outside)
-    if len(seeds) == 0:
+    stride = np.array(prepared.levels[level].stride)
+    window = cut(prepared, belief, level, np.maximum(lo - MARGIN * stride, 0), np.minimum(hi + MARGIN * stride, belief.shape))
+    first, last = lo // stride, -(-hi // stride)  # working voxels, rounded outwards
+    z, y, x = (slice(int(a - o), int(b - o)) for a, b, o in zip(first, last, window.lo, strict=True))
+    free = np.ones(window.shape, np.bool_)
+    for anchor in (a for a in anchors if not a.positive):  # what earlier prompts took away stays away
+        if anchor.box is not None:
+            free[window.inner(anchor.box)] = False
+        fixed = window.local(anchor.voxels)
+        if len(fixed):
+            free &= window.near(fixed, 1e3) > anchor.radius / window.unit + 0.01
+    found = boxed.part(window, (z, y, x), free, int(drawn // stride[0] - window.lo[0]) if thin[0] else None)
+    if found is None:
         return Edit(box)
-    click = _click(window, anchors, seeds, True, not belief.any(), outside)
-    made = study(click, anchors, tables()[click.kind])
-    inside = made.live & ~outside
-    made = replace(made, live=inside, features=made.features[inside[made.live]])
-    edit = write(made, belief.shape, middle, decide(made, tables()[click.kind]))
-    return replace(edit, anchors=[Anchor(middle, True, edit.anchors[0].radius, hold=False)])
-
-
-def _core(window: Window, middle: NDArray[np.intp], lo: NDArray[np.intp], hi: NDArray[np.intp], outside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Working voxels in the middle third of a box that look alike: the most common intensity there and its neighbours."""
-    stride = np.array(window.prepared.levels[window.level].stride)
-    grid = np.indices(window.shape).transpose(1, 2, 3, 0)
-    offset = (grid + np.array(window.lo) + 0.5) * stride - (lo + hi) / 2
-    central = (((offset / np.maximum((hi - lo) / 6, stride)) ** 2).sum(axis=-1) <= 1) & ~outside & ~window.mask
-    if not central.any():
-        return window.local(middle) if not window.mask[tuple(window.local(middle).T)].any() else np.empty((0, 3), np.int64)
-    values = window.soft[central]
-    alike = np.abs(window.soft - np.median(values)) <= max(1.4826 * float(np.median(np.abs(values - np.median(values)))), 1.0)
-    return np.argwhere(central & alike).astype(np.int64)
+    working = make_box(first * stride, np.minimum(last * stride, belief.shape))
+    values = belief[working.slices].copy()
+    live = np.ones(found.logit[z, y, x].shape, np.uint8)
+    kernels.enlarge(np.ascontiguousarray(found.logit[z, y, x]), live, stride, np.zeros(3, np.int64), 1, values)
+    core = (_middle(np.argwhere(found.mask)) + window.lo) * stride + stride // 2
+    won = window.radius(max(int((found.mask & ~window.mask).sum()), 1)) * window.unit
+    bound = make_box(lo, hi)
+    a, b, c = (slice(p - o, q - o) for p, q, o in zip(bound.lo, bound.hi, working.lo, strict=True))
+    return Edit(bound, values[a, b, c], [Anchor(np.clip(core, lo, hi - 1)[None], True, won, hold=False)])
 
 
 def _middle(voxels: NDArray[np.int64] | NDArray[np.intp]) -> NDArray[np.int64]:
@@ -249,9 +247,7 @@ def _around(prepared: Prepared, belief: NDArray[np.uint8], level: int, voxels: N
     return cut(prepared, belief, level, lo.astype(np.intp) * stride, hi.astype(np.intp) * stride)
 
 
-def _click(
-    window: Window, anchors: list[Anchor], seeds: NDArray[np.int64], positive: bool, first: bool, outside: NDArray[np.bool_] | None = None
-) -> Click:
+def _click(window: Window, anchors: list[Anchor], seeds: NDArray[np.int64], positive: bool, first: bool) -> Click:
     """The prompt in the window's voxels, and what it may not change: what is as asked for, and opposite prompts."""
     centre = _middle(seeds)
     settled = window.mask if positive else ~window.mask
@@ -259,7 +255,7 @@ def _click(
     room = 1e3
     if not first and len(points):
         room = max(float(np.sqrt((((points - centre) * window.steps) ** 2).sum(axis=1).min())), 0.5)
-    closed = settled.copy() if outside is None else settled | outside
+    closed = settled.copy()
     for anchor in anchors:
         if anchor.positive == positive:
             continue
