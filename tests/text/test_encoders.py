@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +180,37 @@ def test_what_an_engine_does_not_offer_is_refused(tiny: Callable[..., Path], nam
     place = tiny("BertConfig")
     with pytest.raises(ModelError, match=precision):
         engine.make(name, place, folder.read(place).config, 3, ModelContext(precision=precision))
+
+
+FIRST = """
+import sys, threading
+import numpy as np
+import openvino
+from openvino import opset8
+from isocenter.models import _openvino
+
+image = opset8.parameter([-1, -1], openvino.Type.f32)
+network, _ = _openvino.compiled(openvino.Model([opset8.relu(image)], [image], "relu"), "float32", threads=2, streams=2)
+requests = [network.create_infer_request() for _ in range(4)]
+together = threading.Barrier(4)
+found = []
+
+def first(request):
+    together.wait()
+    found.append(float(request.infer([np.ones((2, 2), np.float32)])[0].sum()))
+
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=first, args=(r,), daemon=True) for r in requests]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+print(found)
+"""
+
+
+def test_the_first_calls_of_several_threads_do_not_lock_each_other_out() -> None:
+    """The whole process stood still, in about one start of four with these threads. In a process of its own, which is only once new."""
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split("\n")[0] == "[4.0, 4.0, 4.0, 4.0]", done.stderr[-2000:]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+_ONE = threading.Lock()
 
 
 def read(network: Path | bytes) -> Any:
@@ -17,6 +22,18 @@ def read(network: Path | bytes) -> Any:
 
     reader = FrontEndManager().load_by_framework("onnx")
     return reader.convert(reader.load(network if isinstance(network, Path) else io.BytesIO(network)))
+
+
+def _prepare() -> None:
+    """Have OpenVINO's Python binding make its table of element types, which the first look at a tensor's values does.
+
+    Its maker gives the interpreter lock away for a moment. A second thread that comes just then waits for the table inside of
+    C++ with that lock in its hands, and the whole process stands still for good: two texts' batches did that, being the first.
+    """
+    import openvino
+
+    with _ONE:
+        np.asarray(openvino.Tensor(np.zeros(1, np.float32)).data)
 
 
 def has_bfloat16() -> bool:
@@ -33,6 +50,7 @@ def compiled(model: Any, precision: str, *, threads: int, streams: int = 1) -> t
     """
     import openvino
 
+    _prepare()
     wanted = "bf16" if precision == "bfloat16" and has_bfloat16() else "f32"
     hints = {
         "INFERENCE_PRECISION_HINT": wanted,
