@@ -45,6 +45,7 @@ _TREATMENTS = {
 _GONE = re.compile(r"\b(?:disappear\w*|vanish\w*|resolv\w*|gone|no longer (?:visible|seen|detect\w+|present|there)|eradicat\w*|cleared)\b", re.I)
 _BACK = re.compile(r"\b(?:return\w*|reappear\w*|recur\w*|came back|relaps\w*)\b", re.I)
 _THERE = re.compile(r"\b(?:seen|found|detected|visible|present|identified|appeared|observed|noted)\b", re.I)
+_ABSENT = re.compile(r"\b(?:absent|missing|invisible|undetectable|not there)\b", re.I)
 _NOTHING = re.compile(
     r"\b(?:nothing|no\s+(?:\w+\s+)?(?:lesions?|tumou?rs?))\s+(?:\w+\s+){0,3}?(?:seen|found|visible|detect\w*|left|remain\w*|present|measur\w*)\b",
     re.I,
@@ -136,6 +137,7 @@ def presence(reading: Reading, case: Case) -> Claims:
                 wrong = any((v in there) == bool(denied) for v in visits)
                 if wrong or (re.search(r"\bfirst\s*$", clause[: match.start()], re.I) and visits[0] != (there or [""])[0]):
                     yield "lesion", f"{track} {match[0]}"
+        yield from _absent(reading, case, start, clause, visits, seen)
         back = _BACK.search(clause)
         went = _GONE.search(clause) or back
         if went is None:
@@ -152,6 +154,23 @@ def presence(reading: Reading, case: Case) -> Claims:
             true = any(_returned(case, t, seen) for t in tracks)
         if true == bool(denied):
             yield "lesion", went[0]
+
+
+def _absent(reading: Reading, case: Case, start: int, clause: str, visits: Sequence[str], seen: Sequence[str]) -> Claims:
+    """Lesions that are said to be missing at a visit (the last, where none is named), or to be so for the first time."""
+    for match in _ABSENT.finditer(clause):
+        named = {m.name for m in reading.lesions if start <= m.start < start + match.start()}
+        if not named and organs_in(clause):
+            named = {k.track for k in case.lesions if lies(k.organ, clause, node=k.is_node)}
+        denied = re.search(rf"{_NOT}(?:\s+\w+){{0,2}}\s*$", clause[: match.start()], re.I)
+        for track in named:
+            there = [any(k.track == track for k in case.at(v)) for v in seen]
+            wrong = any(there[seen.index(v)] != bool(denied) for v in visits or seen[-1:] if v in seen)
+            if re.search(r"\bfirst\s*$", clause[: match.start()], re.I) and visits:
+                since = [v for before, now, v in zip(there, there[1:], seen[1:], strict=False) if before and not now]
+                wrong = wrong or visits[0] not in since[:1]
+            if wrong:
+                yield "lesion", f"{track} {match[0]}"
 
 
 def _returned(case: Case, track: str, seen: Sequence[str]) -> bool:

@@ -84,6 +84,7 @@ def check(sentence: str, case: Case, about: tuple[str, ...] = (), known: Sequenc
     found += claims.new_lesions(reading, case)
     found += claims.presence(reading, case)
     found += trends.ranks(reading, case)
+    found += trends.extremes(reading, case)
     found += claims.categories(reading, case)
     found += trends.trends(reading, case)
     found += trends.factors(reading, case)

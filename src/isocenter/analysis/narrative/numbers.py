@@ -24,6 +24,7 @@ _BY = re.compile(r"\b(?:by|of|was|is|were|amount\w* to)\s+(?:about |approximatel
 _CHANGED = re.compile(rf"\b(?:{UP}|{DOWN}|chang\w+|differ\w+|drop\w*|gain\w*|loss|lost|fall|shrinkage)\b[^\d]*$", re.I)
 _DIRECTLY = re.compile(r"\b(?:lost|gained|dropped|fell|rose|grew|shrank|increased|decreased)\s+$", re.I)
 _MORE = re.compile(r"^\s*(?:smaller|larger|bigger|less|more|shorter|longer|lower|higher|of (?:growth|shrinkage|increase|decrease))\b", re.I)
+_TREATED = re.compile(r"treat|therap|dos(?:e|ing)|chemo|radi|course|regimen|cycle|given|administer|lasted|duration", re.I)
 _CONVERT = {("cm", "mm"): 0.1, ("mm3", "ml"): 1000.0, ("week", "day"): 1 / 7, ("month", "day"): 12 / 365.25, ("year", "day"): 1 / 365.25}
 _COUNT = re.compile(rf"^\s+((?:[a-z-]+\s+){{0,3}}?)({NOUN})\b", re.I)
 _PRONOUN_COUNT = re.compile(r"^\s+(?:are|were|is|was|of (?:them|these|which)|remain\w*|in all|in total|in the)\b", re.I)
@@ -186,6 +187,8 @@ def _same(about: _About, fact: Fact, reading: Reading, lesions: frozenset[str], 
         return False
     if fact.ahead and (visits or not _that_day(fact, clause)):
         return False
+    if fact.kind == "span" and fact.about and not _TREATED.search(reading.text):
+        return False  # how long a treatment was, not how far scans lie apart
     if fact.kind == "span" and not _between(fact, reading, number):
         return False
     if fact.kind != "span" and fact.visit and visits and fact.visit not in visits:

@@ -60,7 +60,8 @@ _IN_WORDS = re.compile(rf"\b(?:an?\s+)?({_WORD}(?:[\s-]+(?:and\s+)?{_WORD})*)(?=
 _ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
 _SCAN = r"(?:visits?|scans?|time ?points?|examinations?|exams?|studies|study|imaging|ct|mri?|measurements?)"
 _REFERENCE = re.compile(
-    r"(?:since|from|than|versus|vs\.?|against|over|below|above|compared (?:with|to)|relative to|with respect to)(?:\s+the)?\s*$", re.I
+    r"(?:since|from|than|versus|vs\.?|against|over|below|above|compared (?:with|to)|relative to|with respect to)(?:\s+(?:at|in|on))?(?:\s+the)?\s*$",
+    re.I,
 )
 _MONTHS = {name.lower(): n for names in (calendar.month_name, calendar.month_abbr) for n, name in enumerate(names) if name}
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
@@ -273,6 +274,10 @@ def _ordered(names: Sequence[str], scanned: Sequence[str]) -> Iterator[tuple[str
     yield r"\b(?:now|currently|at present|today|as of now)\b", scanned[-1]
     yield rf"\b(?:at\s+)?(?:initial|earliest|starting)\s+{_SCAN}\b", scanned[0]
     yield r"\b(?:initially|originally|at first|at the (?:start|beginning|outset))\b", scanned[0]
+    yield r"\b(?:at|in|by) the end\b(?!\s+of\b)", scanned[-1]
+    if len(scanned) > 1:
+        # As the last word of what is compared: the scan before the last, which of two is the first.
+        yield r"\b(?:previously|before(?:hand)?)\b(?=\s*(?:[.,;)]|$))", scanned[-2]
     yield r"\bbaseline\b", scanned[0]
 
 

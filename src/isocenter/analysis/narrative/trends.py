@@ -169,17 +169,18 @@ def ranks(reading: Reading, case: Case) -> Claims:
     """Which is largest or smallest, and which is larger than which."""
     seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     for start, clause in reading.clauses():
-        place = re.search(r"\b(largest|biggest|smallest)\b(?!\s+sum)", clause, re.I)
-        named = [m for m in reading.lesions if start <= m.start < start + len(clause)]
+        place = re.search(r"\b(largest|biggest|smallest|(?:larger|bigger|smaller)(?= (?:of|one)\b))\b(?!\s+sum)", clause, re.I)
+        named = [m.name for m in reading.lesions if start <= m.start < start + len(clause)]
+        named = named or [name for name in [_single(case, clause, reading, start)] if name]
         at = [m.name for m in reading.near(reading.visits, start, following=True)] or seen[-1:]
         rows = {k.track: k for k in case.lesions if k.timepoint_id in at[-1:]}
         if place and named and rows:
-            pick = min if place[1].lower() == "smallest" else max
+            pick = min if place[1].lower().startswith("small") else max
             longest = {t: k.longest_mm or 0.0 for t, k in rows.items()}
             volume = {t: k.volume_mm3 or 0.0 for t, k in rows.items()}
             best = {pick(longest, key=longest.__getitem__), pick(volume, key=volume.__getitem__)}
-            if not {named[0].name, named[-1].name} & best:
-                yield "trend", f"{place[1]}: {named[0].name}"
+            if not {named[0], named[-1]} & best:
+                yield "trend", f"{place[1]}: {named[0]}"
         than = re.search(r"\b(larger|bigger|smaller)\s+than\s+", clause, re.I)
         if than is None:
             continue
@@ -190,6 +191,21 @@ def ranks(reading: Reading, case: Case) -> Claims:
             sign = -1 if than[1].lower() == "smaller" else 1
             if a is None or b is None or sign * ((a.longest_mm or 0) - (b.longest_mm or 0)) <= 0:
                 yield "trend", f"{sides[0]} {than[1]} than {sides[1]}"
+
+
+def extremes(reading: Reading, case: Case) -> Claims:
+    """At which visit the sum is said to have been least or greatest."""
+    sums = _series(case, "sum")
+    for match in re.finditer(r"\b(smallest|lowest|least|minimum|largest|highest|greatest|maximum)\s+(?:\w+\s+)?sum\b|\bnadir\b", reading.text, re.I):
+        if re.search(r"\b(?:since|from|above|over|than|to|against|below|of)\s+(?:its\s+|the\s+|their\s+)?$", reading.text[: match.start()], re.I):
+            continue  # what something is compared with
+        after = next((m for m in reading.visits if m.start >= match.end()), None)
+        said = r"[^;]*?\b(?:was|is|reached|recorded|attained|observed|seen|found|occurr\w+|came|fell)\b[^;]{0,40}?\s*(?:at|on|in|by)?\s*(?:the\s+)?"
+        if after is None or after.name not in sums or not re.fullmatch(said, reading.text[match.end() : after.start], re.I):
+            continue
+        greatest = (match[1] or "").lower() in ("largest", "highest", "greatest", "maximum")
+        if sums[after.name] != (max if greatest else min)(sums.values()):
+            yield "trend", reading.text[match.start() : after.end]
 
 
 def _single(case: Case, text: str, reading: Reading, offset: int) -> str:

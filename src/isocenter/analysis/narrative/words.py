@@ -17,7 +17,7 @@ _NOT_TREND = re.compile(
     r"(?:disease|patient|case) (?:has |had )?progress\w*|"
     r"complete response|partial response|stable disease|progressive disease|disease progression|growth (?:rate|model|law|curve|cannot)|"
     r"(?:larger|smaller|bigger|higher|lower) than (?:L\d+|(?:the\s+)?(?:[a-z]+\s+){0,2}(?:lesion|tumou?r|one))|"
-    r"smaller lesions? (?:are|is) not listed|(?:upper|lower|middle) lobe",
+    r"the (?:larger|smaller|bigger) (?:of|one|lesion|target)\b|smaller lesions? (?:are|is) not listed|(?:upper|lower|middle) lobe",
     re.I,
 )
 _DENIED = r"(?:\bnot\b|n't\b|\bno\b|\bnever\b|\bwithout\b|\bneither\b|\bnor\b|\bhardly\b|\bnone\b)"
