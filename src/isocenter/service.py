@@ -6,6 +6,7 @@ Everything here blocks and is meant for threads; `http/` calls it through the ru
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -75,6 +76,7 @@ class Service:
         self.orders: Orders | None = None
         self.runtime.closed = self._closed
         self.artifacts = open_artifacts(settings)
+        self._closing = threading.Event()
 
     # 1. A scan comes in.
 
@@ -393,8 +395,10 @@ class Service:
 
         That compiles their kernels and imports what they need, so that the first client does not wait for it.
         """
-        compile_ahead()
-        compile_ahead("isocenter.analysis.warm")
+        compile_ahead(stop=self._closing)
+        compile_ahead("isocenter.analysis.warm", stop=self._closing)
+        if self._closing.is_set():
+            return
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
         tiny = Volume(np.where(ball, 60, -1000).astype(np.int16), modality="CT", unit="HU")
         for spec in self.registry.specs.values():
@@ -415,6 +419,7 @@ class Service:
 
     def close(self) -> None:
         """Stop computing and give the memory back."""
+        self._closing.set()
         self.runtime.close()
 
     def _spec(self, model: str | None, task: Task, *others: Task) -> ModelSpec:

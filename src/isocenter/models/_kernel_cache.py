@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 _MODELS = """
@@ -15,6 +17,9 @@ for spec in registry.specs().values():
     if not spec.weights_bytes and spec.weights is None:
         registry.create(spec).load(ModelContext())
 """
+
+#: Seconds that compiling may take, and between two looks at whether it is still wanted.
+_MOST, _LOOK = 300.0, 0.1
 
 
 def folder() -> Path | None:
@@ -30,11 +35,12 @@ def folder() -> Path | None:
     return place
 
 
-def compile_ahead(*callers: str) -> None:
+def compile_ahead(*callers: str, stop: threading.Event | None = None) -> None:
     """Fill an empty cache from a process of its own: the compiler leaves some 90 MB behind in the process that it ran in.
 
     callers: modules of the package whose `warm()` runs all kernels of theirs once; by default the weight-free models' are
-    compiled. Nothing depends on its success; what it did not compile is compiled where it is needed.
+    compiled. stop: once set, the process is ended, or not begun. Nothing depends on its success; what it did not compile is
+    compiled where it is needed.
     """
     place = folder()
     if place is None:
@@ -44,10 +50,19 @@ def compile_ahead(*callers: str) -> None:
     done = place / f"compiled-{name}{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
     if done.exists():
         return
-    try:
-        command = [sys.executable, "-c", program]
-        finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)  # noqa: S603 - our own code
-    except (OSError, subprocess.SubprocessError):
+    stop = stop or threading.Event()
+    if stop.is_set():
         return
-    if finished.returncode == 0:
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own code
+            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    except OSError:
+        return
+    end = time.monotonic() + _MOST
+    while process.poll() is None and not stop.wait(_LOOK) and time.monotonic() < end:
+        pass
+    if process.poll() is None:
+        process.kill()
+    if process.wait() == 0:
         done.touch()
