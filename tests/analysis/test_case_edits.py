@@ -104,6 +104,25 @@ def test_the_case_follows(visits: list[MeasuredVisit]) -> None:
     assert track_names(apart, parted.graph) == {parted.graph.track_of("b", "lesion-1"): "new one"}
 
 
+def test_a_lesion_that_is_missing_at_a_middle_visit_stays_one(visits: list[MeasuredVisit]) -> None:
+    """Deleted there, it goes on after; a reader may say that it does not, or that another one is it; a link over a visit that has it says nothing."""
+    from isocenter.analysis.case import Case
+
+    gone = Edits().without(("b", "lesion-1"))
+    kept = case(visits, gone)
+    assert isinstance(kept, Case)
+    assert kept.graph.tracks["L1"] == {"a": "lesion-1", "c": "lesion-1"}
+    parted = case(visits, gone.linked(("a", "lesion-1"), ("c", "lesion-1"), False))
+    assert isinstance(parted, Case)
+    assert parted.graph.tracks["L1"] == {"a": "lesion-1"}
+    said = case(visits, Edits().linked(("a", "lesion-1"), ("c", "lesion-2"), True))
+    assert isinstance(said, Case)
+    assert said.graph.tracks["L1"]["c"] == "lesion-1"
+    assert [n for n in said.notes if "in between" in n] == [
+        "lesion-1 at a was linked to lesion-2 at c, but is seen in between; link it visit by visit"
+    ]
+
+
 def test_what_the_rules_forbid_is_refused(visits: list[MeasuredVisit]) -> None:
     both = Edits().with_role(("a", "lesion-1"), True).with_role(("a", "lesion-2"), True).with_role(("a", "lesion-3"), True)
     with pytest.raises(UsageError, match="two an organ"):
@@ -118,8 +137,9 @@ def test_what_the_rules_forbid_is_refused(visits: list[MeasuredVisit]) -> None:
 
 def test_lesions_and_visits_that_are_there(visits: list[MeasuredVisit]) -> None:
     assert in_order(visits, ("b", "lesion-1"), ("a", "lesion-1")) == (("a", "lesion-1"), ("b", "lesion-1"))
-    with pytest.raises(UsageError, match="neighbouring"):
-        in_order(visits, ("a", "lesion-1"), ("c", "lesion-1"))
+    assert in_order(visits, ("c", "lesion-1"), ("a", "lesion-1")) == (("a", "lesion-1"), ("c", "lesion-1"))
+    with pytest.raises(UsageError, match="merged"):
+        in_order(visits, ("a", "lesion-1"), ("a", "lesion-2"))
     with pytest.raises(NotFoundError):
         check(visits, Edits(), ("a", "lesion-9"))
     with pytest.raises(NotFoundError):

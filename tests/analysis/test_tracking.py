@@ -166,3 +166,14 @@ def test_a_lesion_that_was_gone_and_is_back_is_the_same() -> None:
     parted = follow([("v1", first), ("v2", second), ("v3", third)], carried, onward=[None, lambda p: (p[0] + 100, p[1], p[2])], corrections=said)
     assert parted.tracks["L1"] == {"v1": "a"}
     assert sorted(e.lesions for e in parted.events if e.event is Event.NEW) == [("a",), ("c",)]
+    # A person may say which one it is, wherever it lies; what is at its place is another one then.
+    said = [Correction(("v1", "a"), ("v3", "c"), same=True)]
+    moved = follow([("v1", first), ("v2", second), ("v3", third)], carried, onward=[None, lambda p: (p[0] + 100, p[1], p[2])], corrections=said)
+    assert moved.tracks == {"L1": {"v1": "a", "v3": "c"}, "L2": {"v1": "b", "v2": "b", "v3": "b"}, "L3": {"v3": "a"}}
+    (link,) = moved.links["v1", "v3"]
+    assert (link.by_user, link.confidence) == (True, 1.0)
+    # Also where it would be taken for one that was never gone.
+    said = [Correction(("v1", "a"), ("v3", "b"), same=True)]
+    taken = follow([("v1", first), ("v2", second), ("v3", third)], carried, onward=[None, lambda p: (p[0] + 100, p[1], p[2])], corrections=said)
+    assert taken.tracks["L1"] == {"v1": "a", "v3": "b"}
+    assert "v3" not in taken.tracks["L2"]

@@ -183,7 +183,7 @@ def test_corrections_are_versions_and_the_case_follows(client: TestClient, patie
         ({"action": "delete", "lesion": ["visit-99", "lesion-1"]}, 404),
         ({"action": "link", "lesion": ["visit-1", "lesion-1"]}, 400),
         ({"action": "link", "lesion": ["visit-1", "lesion-1"], "other": ["visit-1", "lesion-2"]}, 400),
-        ({"action": "link", "lesion": ["visit-1", "lesion-1"], "other": ["visit-3", "lesion-1"]}, 400),
+        ({"action": "link", "lesion": ["visit-1", "lesion-1"], "other": ["visit-3", "lesion-2"]}, 400),
         ({"action": "measurement", "lesion": ["visit-1", "lesion-1"], "figures": {"longest_mm": -1}}, 400),
         ({"action": "measurement", "lesion": ["visit-1", "lesion-1"], "figures": {"longest_mm": 1, "short_axis_mm": 50}}, 400),
         ({"action": "measurement", "lesion": ["visit-1", "lesion-1"], "figures": {"weight": 1}}, 400),

@@ -116,12 +116,16 @@ def assemble(
     seen = [v for v in visits if v.found is not None]
     if not seen:
         raise UsageError("no visit has a scan with lesions to look at")
-    graph = _graph(seen, corrections)
+    graph = graph_of(seen, corrections)
     if uncorrected is not None:
-        graph = named_as(graph, _graph([v for v in uncorrected if v.found is not None], ()))
+        graph = named_as(graph, graph_of([v for v in uncorrected if v.found is not None], ()))
     targets, non_targets = _choose(seen[0], graph, roles or {})
     lesions = _lesions(visits, graph, targets)
-    notes = [*(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason), *_kinds(seen)]
+    notes = [
+        *(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason),
+        *_kinds(seen),
+        *_unkept(graph, corrections),
+    ]
     asked = frozenset({*criteria, *(("irecist",) if immunotherapy else ())})
     judged = respond(visits, seen[0], graph, lesions, targets, non_targets, patient.therapies, asked)
     growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios) if growing else ()
@@ -148,6 +152,16 @@ def followed(visits: Sequence[MeasuredVisit], lesions: Sequence[Lesion]) -> list
     return [(v.timepoint.day, [k for k in lesions if k.timepoint_id == v.timepoint.timepoint_id]) for v in visits if v.found is not None]
 
 
+def _unkept(graph: LesionGraph, corrections: Sequence[Correction]) -> list[str]:
+    """A word for each link that changes nothing, since one of its lesions is seen at a visit between the two."""
+    return [
+        f"{c.before[1]} at {c.before[0]} was linked to {c.after[1]} at {c.after[0]}, but is seen in between; link it visit by visit"
+        for c in corrections
+        if c.same and all(lesion in graph.lesions.get(visit, ()) for visit, lesion in (c.before, c.after))
+        if graph.track_of(*c.before) != graph.track_of(*c.after)
+    ]
+
+
 def _kinds(seen: Sequence[MeasuredVisit]) -> list[str]:
     """A word of warning where scans are of different kinds, whose sizes and intensities do not compare (RECIST 1.1, section 3.2.2)."""
     by_kind: dict[str, list[str]] = {}
@@ -160,7 +174,7 @@ def _kinds(seen: Sequence[MeasuredVisit]) -> list[str]:
     return [f"scans of different kinds ({told}): RECIST 1.1 (section 3.2.2) wants one technique throughout, so read sizes and response with care"]
 
 
-def _graph(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> LesionGraph:
+def graph_of(seen: Sequence[MeasuredVisit], corrections: Sequence[Correction]) -> LesionGraph:
     """Tracks over the visits that have a scan. Where any two are not registered, a common shift is looked for."""
 
     def located(found: Sequence[Found], positions: Sequence[Triple] | None = None) -> list[Located]:

@@ -67,7 +67,7 @@ class Edits:
     # One decision more. Each raises `UsageError` for what cannot be meant.
 
     def linked(self, before: Node, after: Node, same: bool, author: str = "") -> Edits:
-        """Two lesions of neighbouring visits are the same, or are not. What was said of these two, or contradicts it, is forgotten."""
+        """Two lesions of two visits are the same, or are not. What was said of these two, or contradicts it, is forgotten."""
         if before[0] == after[0]:
             raise UsageError("a link joins lesions of two visits, not of one")
 
@@ -222,13 +222,16 @@ def effective(visits: Sequence[MeasuredVisit], edits: Edits) -> Edits:
 
 
 def in_order(visits: Sequence[MeasuredVisit], one: Node, other: Node) -> tuple[Node, Node]:
-    """Two lesions, the earlier first. Raises `UsageError` unless their visits are neighbours among those with a scan."""
+    """Two lesions, the earlier first. Raises `UsageError` for two of one visit.
+
+    Over visits at which it was not seen a lesion may be linked too; where it was, that link changes nothing, which `assemble` notes.
+    """
     seen = [v.timepoint.timepoint_id for v in visits if v.found is not None]
     if one[0] not in seen or other[0] not in seen:
         raise NotFoundError("there is no such lesion at this visit")
+    if one[0] == other[0]:
+        raise UsageError("only lesions of two visits are linked; those of one visit are merged")
     first, second = sorted((one, other), key=lambda n: seen.index(n[0]))
-    if seen.index(second[0]) - seen.index(first[0]) != 1:
-        raise UsageError("only lesions of neighbouring visits are linked; link them visit by visit")
     return first, second
 
 

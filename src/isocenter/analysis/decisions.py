@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from isocenter.analysis.case import MeasuredVisit
-from isocenter.analysis.case_edits import Edits, check, in_order
+from isocenter.analysis.case import MeasuredVisit, graph_of
+from isocenter.analysis.case_edits import Edits, check, edited, effective, in_order
 from isocenter.analysis.merge import Merged
+from isocenter.analysis.tracking.graph import Node
 from isocenter.core.errors import NotFoundError, UsageError
 from isocenter.core.patient import Decision
 
@@ -36,7 +37,10 @@ def decide(edits: Edits, said: Decision, visits: Sequence[MeasuredVisit], togeth
         if said.action == "merge":
             return _merged(edits, said, visits, together)
         first, second = in_order(visits, node, said.other)
-        return edits.linked(first, second, said.action == "link", author)
+        made = edits.linked(first, second, said.action == "link", author)
+        if said.action == "link":
+            _holds(made, first, second, visits)
+        return made
     if said.action == "unmerge":
         return edits.parted(node)
     if said.action == "rename":
@@ -48,6 +52,16 @@ def decide(edits: Edits, said: Decision, visits: Sequence[MeasuredVisit], togeth
         check(visits, made, node)
         return made
     return edits.without(node, said.action == "delete")
+
+
+def _holds(edits: Edits, first: Node, second: Node, visits: Sequence[MeasuredVisit]) -> None:
+    """Raise `UsageError` for a link that changes nothing: over visits at which one of the two lesions is seen."""
+    here = edited(visits, edits)
+    if not all(any(v.timepoint.timepoint_id == at and any(f.id == lesion for f in v.found or ()) for v in here) for at, lesion in (first, second)):
+        return  # of a lesion that is deleted now: the link is kept for when it is not
+    graph = graph_of([v for v in here if v.found is not None], effective(here, edits).links)
+    if graph.track_of(*first) != graph.track_of(*second):
+        raise UsageError("the lesion is seen at a visit between the two; link it visit by visit")
 
 
 def _merged(edits: Edits, said: Decision, visits: Sequence[MeasuredVisit], together: Together) -> Edits:

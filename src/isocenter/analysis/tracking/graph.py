@@ -119,19 +119,23 @@ def follow(
         last, before = visits[k - 1]
         moved = carried[k - 1] if carried is not None else before
         said = [c for c in corrections if (c.before[0], c.after[0]) == (last, name)]
+        # What a person said to be a lesion that was gone is no other's before that one is looked for.
+        ends = {list(tracks[track].items())[-1]: track for track in gone}
+        linked = {c.after[1] for c in said if c.same}
+        over = [(ends[c.before], c.after[1]) for c in corrections if c.same and c.before in ends and c.after[0] == name and c.after[1] not in linked]
         matches = match(
             moved,
             found,
             position_sd_mm=position_sd_mm,
             shift_sd_mm=shift_sd_mm,
             links=[(c.before[1], c.after[1]) for c in said if c.same],
-            never=[(c.before[1], c.after[1]) for c in said if not c.same],
+            never=[*((c.before[1], c.after[1]) for c in said if not c.same), *((a.id, lesion) for a in moved for _, lesion in over)],
         )
         links[(last, name)] = (*matches.links, *matches.splits, *matches.merges)
         going = {link.after: current[link.before] for link in matches.links}
         way = onward[k - 1] if k <= len(onward) else None
         gone = {track: _moved(one, way, matches.shift_mm) for track, one in gone.items()}
-        back = _returned(gone, [b for b in found if b.id in matches.appeared], tracks, name, position_sd_mm, corrections)
+        back = _returned(gone, [b for b in found if b.id in matches.appeared], over, ends, name, position_sd_mm, corrections)
         for link in back:
             seen, parent = list(tracks[link.before].items())[-1]
             links[(seen, name)] = (*links.get((seen, name), ()), replace(link, before=parent))
@@ -157,17 +161,20 @@ def _moved(one: Located, way: Callable[[Triple], Triple] | None, shift: Triple) 
 def _returned(
     gone: Mapping[str, Located],
     appeared: Sequence[Located],
-    tracks: Mapping[str, Mapping[str, str]],
+    over: Sequence[tuple[str, str]],
+    ends: Mapping[Node, str],
     visit: str,
     position_sd_mm: float,
     corrections: Sequence[Correction],
 ) -> tuple[Link, ...]:
-    """Of what appeared, the lesions that are back where one of `gone` was; links from tracks. RECIST 1.1 follows them as what they were."""
+    """Of what appeared, the lesions that are back where one of `gone` was; links from tracks. RECIST 1.1 follows them as what they were.
+
+    over: track and lesion that a person linked. ends: the track of each lesion that is gone, as it was last seen.
+    """
     if not gone or not appeared:
         return ()
-    nodes = {list(seen.items())[-1]: track for track, seen in tracks.items() if track in gone}
-    never = [(nodes[c.before], c.after[1]) for c in corrections if not c.same and c.after[0] == visit and c.before in nodes]
-    return match(list(gone.values()), appeared, position_sd_mm=position_sd_mm, never=never).links
+    never = [(ends[c.before], c.after[1]) for c in corrections if not c.same and c.after[0] == visit and c.before in ends]
+    return match(list(gone.values()), appeared, position_sd_mm=position_sd_mm, links=over, never=never).links
 
 
 def _begin(tracks: dict[str, dict[str, str]], visit: str, lesions: Sequence[str]) -> dict[str, str]:
