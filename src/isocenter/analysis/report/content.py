@@ -15,8 +15,10 @@ from isocenter.core.patient import Identity, Lesion
 WARNING = "Research use only. Not a medical device; not for diagnosis or treatment. Measurements were made by software and need a physician's review."
 LEGEND = (
     "± sd: standard deviation of the longest diameter; manual, automatic and scan-rescan parts. Link: confidence that it is the same lesion "
-    "as at the visit before. Calipers: blue longest, pink short axis; yellow the mask's outline."
+    "as at the visit before. Calipers: blue longest, pink short axis; yellow the mask's outline; white bar 10 mm."
 )
+#: How a lesion was found, in words.
+METHODS = {"model": "model", "given": "mask given", "clicks": "clicks", "drawn": "reader's figures"}
 #: Lesions whose growth is drawn, the largest first.
 MOST_PLOTS = 6
 
@@ -79,6 +81,7 @@ def rows(case: Case) -> list[dict[str, str]]:
                 "nadir": percent(response.percent_nadir if response else None),
                 "category": str(response.category) if response else "",
                 "colour": figures.CATEGORY_COLOURS[response.category] if response else "",
+                "ink": figures.ink(figures.CATEGORY_COLOURS[response.category]) if response else "",
                 "chances": likely(chances),
                 "why": "; ".join(response.reasons) if response else ("baseline" if name == first else visit.reason or ""),
             }
@@ -126,7 +129,7 @@ def lesion_row(lesion: Lesion) -> dict[str, str]:
         "sd": number(lesion.sd_mm),
         "volume": number(lesion.volume_mm3 / 1000, 2) if lesion.volume_mm3 is not None else "",
         "mean": f"{number(lesion.mean, 0)} {lesion.unit}" if lesion.mean is not None else "",
-        "method": lesion.method,
+        "method": METHODS.get(lesion.method, lesion.method),
         "link": number(lesion.confidence, 2),
     }
 
@@ -145,6 +148,9 @@ def growth_notes(case: Case) -> list[str]:
     for track in case.growth:
         for text in (*track.reasons, *(track.growth.notes if track.growth else ()), *(track.forecast.notes if track.forecast else ())):
             notes[text] = None
+    if (total := scenarios(case)) is not None and (same := figures.changes_nothing(total)):
+        told = ", ".join(s.name.replace("_", " ") for s in same)
+        notes[f"what-if: no course of treatment is changed by {told}, so the curve is the one of what was given"] = None
     return list(notes)
 
 

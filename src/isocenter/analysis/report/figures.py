@@ -11,6 +11,7 @@ import numpy as np
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.case_growth import TrackGrowth
+from isocenter.analysis.growth.scenarios import Scenario
 from isocenter.analysis.response.visit import Category
 
 #: Colours that stay apart for most colour-blind readers (Okabe and Ito, 2008).
@@ -23,6 +24,14 @@ CATEGORY_COLOURS = {
     Category.NE: "#DDDDDD",
     Category.NON: "#BBBBBB",
 }
+
+
+def ink(colour: str) -> str:
+    """The colour of words on a coloured ground: black or white, whichever stands out more (relative luminance by WCAG 2.2)."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "#ffffff"
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,12 @@ def waterfall(case: Case) -> Plot:
     bars.sort(key=lambda bar: -bar[1])
     axes, plot = _axes(3.6, 3.0)
     colours = ["#D55E00" if v >= 20 else "#56B4E9" if v <= -30 else "#999999" for _, v in bars]
-    axes.bar([t for t, _ in bars], [v for _, v in bars], color=colours)
-    for level in (-30, 20):
+    drawn = axes.bar([t for t, _ in bars], [v for _, v in bars], color=colours, width=min(0.8, 0.25 * len(bars)))
+    axes.bar_label(drawn, fmt="%+.0f %%", padding=2, fontsize=8)
+    axes.margins(x=0.15 if len(bars) > 1 else 0.6, y=0.12)
+    for level, text in ((-30, "PR"), (20, "+20 %")):
         axes.axhline(level, color="#888888", lw=0.8, ls=":")
+        axes.text(1.0, level, f" {text}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="#555555")
     axes.axhline(0, color="black", lw=0.6)
     axes.set_ylabel("best change (%)")
     return plot
@@ -151,10 +163,19 @@ def growth(case: Case, track: TrackGrowth) -> Plot:
     return plot
 
 
+def changes_nothing(track: TrackGrowth) -> list[Scenario]:
+    """Scenarios that leave the treatment as it was: a change "from now on" of a course that is over, say."""
+    given = next((s for s in track.scenarios if s.name == "as_given"), None)
+    return [s for s in track.scenarios if given is not None and s is not given and s.therapies == given.therapies and s.therapies]
+
+
 def scenarios(case: Case, track: TrackGrowth) -> Plot:
-    """Median curves of all scenarios."""
+    """Median curves of all scenarios that change anything."""
     axes, plot = _axes(7.2, 3.2)
+    same = {s.name for s in changes_nothing(track)}
     for k, scenario in enumerate(track.scenarios):
+        if scenario.name in same:
+            continue
         own = scenario.name == "as_given"
         axes.plot(
             scenario.days,

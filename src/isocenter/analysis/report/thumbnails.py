@@ -63,6 +63,10 @@ def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
     for (a, b), colour in ((ends[:2], (0, 220, 255)), (ends[2:], (255, 120, 200))):
         at = [((p[1] - columns[0]) / (columns[1] - columns[0]), (p[0] - rows[0]) / (rows[1] - rows[0])) for p in (a, b)]
         draw.line(at, fill=colour, width=2)
+    # A centimetre, to see how large all this is.
+    right, low_edge = SIZE - 8, SIZE - 9
+    draw.rectangle((right - 10 * scale - 1, low_edge - 2, right + 1, low_edge + 2), fill=(0, 0, 0))
+    draw.line((right - 10 * scale, low_edge, right, low_edge), fill=(255, 255, 255), width=2)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
