@@ -115,7 +115,7 @@ def submit(
             "model": spec.id,
             "prompts": list(request.prompts),
             "parameters": dict(request.parameters),
-            "formats": list(request.formats),
+            "formats": list(dict.fromkeys(request.formats)),
             "series_uid": request.series_uid,
             "modality": request.modality,
             "window": request.window,

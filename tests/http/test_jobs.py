@@ -247,9 +247,10 @@ def test_nothing_that_was_sent_is_passed_over(app_client: TestClient, ct_nifti: 
     assert app_client.get("/api/v1/jobs").json()["count"] == before
     slices = [("file", (f"{k}.dcm", data)) for k, data in enumerate(dicom_series(np.zeros((3, 16, 16), np.int16)))]
     assert "ZIP" in app_client.post("/api/v1/studies", files=slices).json()["detail"]
-    made = app_client.post("/api/v1/jobs", files=[one], data={"prompts": ["lungs"], "formats": ["measurements"], "priority": "9"})
+    made = app_client.post("/api/v1/jobs", files=[one], data={"prompts": ["lungs"], "formats": ["measurements"] * 3, "priority": "9"})
     assert (made.status_code, made.json()["priority"]) == (201, 9)
-    assert finished(app_client, made.json())["status"] == "completed"
+    done = finished(app_client, made.json())
+    assert (done["status"], [a["name"] for a in done["artifacts"]]) == ("completed", ["measurements.json"])
 
 
 def test_pages_and_metrics(app_client: TestClient, ct_nifti: bytes) -> None:
