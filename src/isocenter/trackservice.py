@@ -6,7 +6,7 @@ bytes, with the same settings, is taken as it is. The steps of one visit are in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from itertools import pairwise
@@ -108,13 +108,31 @@ def track(
         criteria=options.criteria,
         uncorrected=measured_visits,
     )
-    case = replace(case, notes=(*study.notes, *case.notes), names=track_names(edits, case.graph))
+    doubts = _doubts(study, measured_visits, home)
+    case = replace(case, notes=(*study.notes, *doubts, *case.notes), names=track_names(edits, case.graph))
     save_growth(case, home, population, run)
     run.check((steps - 0.7) / steps, "telling the case")
     story = _story(service, case, corrected, home, options, run)
     _report(service, case, study, home, out, options, story, run, (steps - 0.5) / steps)
     run.check(1.0, "done")
     return case
+
+
+def _doubts(study: StudyFiles, measured: Sequence[MeasuredVisit], home: Path) -> Iterator[str]:
+    """What looks like a slip of whoever described the study."""
+    by_scan: dict[str, list[str]] = {}
+    for visit, found in zip(study.visits, measured, strict=True):
+        if found.found is None:
+            continue
+        by_scan.setdefault(files.key_of(home / visit.id, "volume") or visit.id, []).append(visit.id)
+        marks = len(visit.clicks) + len(visit.boxes)
+        if visit.mask is None and len(found.found) < marks:
+            yield f"{visit.id}: {marks} lesions were marked, {len(found.found)} found: two marks lie in one lesion, or what was found is too small"
+    for names in by_scan.values():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} are one and the same scan: no change between them means anything"
+    there = {(v.timepoint.timepoint_id, f.id) for v in measured for f in v.found or ()}
+    yield from (f"a name was given to {lesion} at {visit}, which is not there" for visit, lesion in study.names if (visit, lesion) not in there)
 
 
 def _together(service: Service, study: StudyFiles, home: Path, options: TrackOptions) -> Together:

@@ -21,6 +21,9 @@ from isocenter.core.errors import UsageError
 from isocenter.core.geometry import Triple
 from isocenter.core.patient import Lesion, Patient, Timepoint
 
+#: Why a visit is not evaluated at which nothing was scanned.
+NO_SCAN = "no scan"
+
 
 @dataclass(frozen=True)
 class Found:

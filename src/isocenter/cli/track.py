@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isocenter.cli.console import emit, note, table, watched
+
+if TYPE_CHECKING:
+    from isocenter.analysis.case import Case
 
 EXAMPLES = (
     "isocenter track study.json -o report/",
@@ -94,6 +97,7 @@ def track(
         from isocenter.analysis.case_json import as_dict
 
         emit(as_dict(case))
+        _whole(case)
         return
     for sentence in case.notes:
         note(sentence)
@@ -109,7 +113,7 @@ def track(
             (
                 visit.timepoint.timepoint_id,
                 f"{visit.timepoint.day:g}",
-                str(len(lesions)) if visit.found is not None else "no scan",
+                str(len(lesions)) if visit.found is not None else content.unseen(visit),
                 f"{volume / 1000:.2f}" if visit.found is not None else "",
                 f"{total:.1f}" if total is not None else "",
                 f"{change:+.1f}" if change is not None else "",
@@ -130,3 +134,13 @@ def track(
         typer.echo(f"Best overall response, confirmed: {case.best_overall}{more}")
     for kind in kinds:
         typer.echo(f"{out / kind.place}: {kind.words}")
+    _whole(case)
+
+
+def _whole(case: Case) -> None:
+    """Leave by the code for what is partly done where a scan could not be used; the notes say which, and why."""
+    from isocenter.analysis.case import NO_SCAN
+    from isocenter.cli.segment import PARTLY_DONE
+
+    if any(visit.found is None and visit.reason != NO_SCAN for visit in case.visits):
+        raise typer.Exit(PARTLY_DONE)

@@ -224,13 +224,15 @@ def _study(
 ) -> StudyFiles:
     """Visits by day; days begin at 0. Raises `InputError` for two visits on one day or of one name."""
     visits = sorted(visits, key=lambda v: v.day)
-    days = [*(v.day for v in visits), *(t.start_day for t in therapies)]
+    days = [*(v.day for v in visits), *(t.start_day for t in therapies), *(t.end_day for t in therapies if t.end_day is not None)]
     if any(abs(day) > _MOST_DAYS for day in days):  # what is no number is refused by its own rule
         raise InputError(f"a day lies within {_MOST_DAYS:,} days of the first visit")
     if len({v.day for v in visits}) != len(visits):
         raise InputError("two visits are on one day; keep one of them, or give them different days")
     if len({v.id for v in visits}) != len(visits):
         raise InputError("two visits have one id")
+    if len({t.therapy_id for t in therapies}) != len(therapies):
+        raise InputError("two therapies have one id")
     return StudyFiles(patient, tuple(visits), therapies, organs or {}, nodes, notes)
 
 

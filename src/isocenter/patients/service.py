@@ -13,6 +13,7 @@ from typing import Any
 from blake3 import blake3
 
 from isocenter.analysis import decisions
+from isocenter.analysis.case import NO_SCAN
 from isocenter.analysis.case_edits import Edits
 from isocenter.core.errors import ConflictError, NotFoundError, UsageError
 from isocenter.core.model import Task
@@ -124,7 +125,7 @@ class Patients:
         count = len(self.records.visits(patient_id))
         if visit.day is None and visit.scan_date is None:
             raise UsageError("give the visit's day after the first one, or its date")
-        measured: dict[str, Any] = {"lesions": None, "new_lesions": visit.new_lesions, "reason": "no scan", "notes": []}
+        measured: dict[str, Any] = {"lesions": None, "new_lesions": visit.new_lesions, "reason": NO_SCAN, "notes": []}
         when = date.fromisoformat(visit.scan_date) if visit.scan_date else None
         new = NewVisit(visit.timepoint_id or f"visit-{count + 1}", visit.day, when, visit.modality, None, measured)
         row, freed = self.records.put_visit(patient_id, new, who, replace=visit.replace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from isocenter.analysis.case import Case
+from isocenter.analysis.case import NO_SCAN, Case, MeasuredVisit
 from isocenter.analysis.case_growth import TrackGrowth
 from isocenter.analysis.report import figures
 from isocenter.analysis.response.visit import Category
@@ -74,7 +74,7 @@ def rows(case: Case) -> list[dict[str, str]]:
             {
                 "visit": f"{name} {visit.timepoint.scan_date.isoformat()}" if visit.timepoint.scan_date else name,
                 "day": f"{visit.timepoint.day:g}",
-                "lesions": str(len(case.at(name))) if visit.found is not None else "no scan",
+                "lesions": str(len(case.at(name))) if visit.found is not None else unseen(visit),
                 "sum": number(total),
                 "sd": number(spread) if here else "",
                 "baseline": percent(response.percent_baseline if response else None),
@@ -93,6 +93,11 @@ def likely(chances: Mapping[Category, float]) -> str:
     """Categories by how likely they are, the most likely first; below half a percent they are not worth a line."""
     told = sorted(((c, p) for c, p in chances.items() if p >= 0.005), key=lambda pair: -pair[1])
     return ", ".join(f"{c}\N{NO-BREAK SPACE}{100 * p:.0f}\N{NO-BREAK SPACE}%" for c, p in told)
+
+
+def unseen(visit: MeasuredVisit) -> str:
+    """Of a visit without lesions to look at: there was no scan, or none that could be used."""
+    return "no scan" if visit.reason == NO_SCAN else "not usable"
 
 
 def role(lesion: Lesion) -> str:
