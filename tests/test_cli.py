@@ -123,7 +123,8 @@ def test_doctor_shows_what_is_broken_with_its_remedy(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("u"), 2), (ModelError("m"), 4), (MemoryLimitError("x"), 5), (BusyError("b"), 1), (MemoryError(), 5)]
+    ("error", "code"),
+    [(UsageError("u"), 2), (ModelError("m"), 4), (MemoryLimitError("x"), 5), (BusyError("b"), 1), (MemoryError(), 5), (OSError(28, "full"), 1)],
 )
 def test_errors_become_exit_codes(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from isocenter.models import registry

@@ -118,6 +118,11 @@ def test_lines_on_both_sides(ct: Path, torso: Phantom, tmp_path: Path, model: st
         mask = arrays["seg"]
     assert mask[z, y, x - 2 : x + 3].all()
     assert not mask[z, y, 2]
+    lines = ["--scribble", inside, "--negative-scribble", outside]
+    code, _, said = run("segment", "-i", ct, "-o", tmp_path / "hard.npz", "-m", model, *lines, "--option", "lamda=0")
+    assert code == 0, said
+    with np.load(tmp_path / "hard.npz") as arrays:
+        assert (arrays["seg"] != mask).any(), "an option changes something"
     code, _, said = run("segment", "-i", ct, "-o", tmp_path, "-m", model, "--text", "liver")
     assert code == 2
     assert "not words" in said
@@ -159,9 +164,21 @@ def test_refusals(ct: Path, tmp_path: Path) -> None:
         (2, ["--point", "1,1,1", "-o", str(tmp_path / "x.nrrd"), "--format", "npz"]),
         (2, ["--point", "1,1,1", "--format", "png"]),
         (2, ["--point", "1,1,1", "-m", "tissue"]),
+        (2, ["--point", "1,1,1", "-m", "geodesic", "--option", "sigma=0.1"]),
+        (2, ["--point", "1,1,1", "-o", str(tmp_path / "x.mha")]),
+        (2, ["--point", "1,1,1", "-o", str(ct / "mask.nii.gz")]),
     ):
         found, _, said = run("segment", "-i", ct, "-o", tmp_path / "out", *args)
         assert (found, said.splitlines()[-1][:7]) == (code, "Error: "), args
+    assert not (tmp_path / "x.mha").exists()
+
+
+@pytest.mark.parametrize("name", ["mask.png", "mask.dcm"])
+def test_what_a_format_cannot_hold_is_said_before_anything_is_computed(ct: Path, tmp_path: Path, name: str) -> None:
+    code, _, said = run("segment", "-i", ct, "-o", tmp_path / name, "--point", "1,1,1")
+    assert code == 2
+    assert "use .nii.gz" in said
+    assert "Segmenting" not in said
 
 
 def test_picture(tmp_path: Path) -> None:
@@ -172,9 +189,16 @@ def test_picture(tmp_path: Path) -> None:
     code, _, said = run("segment", "-i", tmp_path / "photo.png", "-o", tmp_path / "disc.png", "--point", "60,40,0")
     assert code == 0, said
     assert dice(picture(tmp_path / "disc.png")[..., 0] > 0, disc) > 0.95
+    facts = facts_of(tmp_path, "disc_measurements.json")
+    (found,) = facts["labels"]
+    assert (found["volume_mm3"], found["centroid_lps_mm"], facts["image"]["spacing_mm"]) == (None, None, None), "a photograph has no millimetres"
+    assert "how large its pixels are" in found["reason"]
 
 
 def test_convert(ct: Path, torso: Phantom, tmp_path: Path) -> None:
+    code, _, said = run("convert", "-i", ct, "-o", tmp_path / "c.seg.nrrd")
+    assert code == 2
+    assert "holds a segmentation" in said
     for name in ("a.nii", "b.nii.gz", "c.nrrd"):
         code, shown, said = run("convert", "-i", ct, "-o", tmp_path / "new" / name)
         assert code == 0, said

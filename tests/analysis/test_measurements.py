@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from isocenter.analysis.measurements import measure
+from isocenter.analysis.label_figures import label_figures
+from isocenter.analysis.measurements import describe_image, measure
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Label, Segmentation
-from isocenter.core.volume import Volume
+from isocenter.core.volume import Scale, Source, Volume
 
 
 def segmented(voxels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> tuple[Segmentation, Volume]:
@@ -46,3 +49,18 @@ def test_voxels_that_are_not_numbers_do_not_count() -> None:
     block, _ = measure(*segmented(np.full((4, 6, 10), np.nan, np.float32)))
     assert (block.mean, block.std) == (None, None)
     assert block.reason == "no voxel under the mask holds a number"
+
+
+@pytest.mark.parametrize("scale", ["plane", "none"])
+def test_no_size_where_the_file_has_no_scale(scale: Scale) -> None:
+    segmentation, volume = segmented(np.full((4, 6, 10), 7, np.int16))
+    unscaled = replace(volume, source=Source("dicom", scale=scale))
+    block, _ = measure(segmentation, unscaled)
+    assert (block.voxels, block.mean, block.volume_mm3, block.volume_ml) == (16, 7.0, None, None)
+    assert block.reason is not None
+    assert "no volume" in block.reason
+    assert (block.centroid_lps_mm is None) == (scale == "none")
+    assert (describe_image(unscaled)["spacing_mm"] is None) == (scale == "none")
+    figures = label_figures(segmentation, unscaled)
+    assert (figures[0].diameters is None) == (scale == "none")
+    assert [f.reported().found for f in figures] == [True, False], "without a volume, but not absent"

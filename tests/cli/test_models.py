@@ -125,6 +125,7 @@ def test_a_licence_wants_consent_and_gets_it(home: Path, hub: Hub) -> None:
         (["verify", "nonesuch"], 4, "not installed"),
         (["info", "nonesuch"], 4, "no model is called"),
         (["remove", "nonesuch", "--yes"], 4, "not installed"),
+        (["remove", "nonesuch"], 4, "Error: 'nonesuch' is not installed"),  # before it asks whether to
         (["remove", "../../etc", "--yes"], 4, "cannot be called"),
         (["add", "/nowhere/net.onnx"], 2, "there is no"),
     ],

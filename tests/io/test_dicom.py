@@ -198,6 +198,21 @@ def test_gantry_tilt_becomes_a_right_angled_grid(tmp_path: Path) -> None:
 # -- single images and multi-frame -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("absent", "scale"),
+    [
+        ((), "full"),
+        (("SliceThickness",), "plane"),
+        (("ImagePositionPatient", "ImageOrientationPatient"), "full"),
+        (("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"), "plane"),
+        (("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"), "none"),
+    ],
+)
+def test_a_single_picture_says_which_of_its_sizes_are_known(tmp_path: Path, absent: tuple[str, ...], scale: str) -> None:
+    missing: dict[str, Any] = dict.fromkeys(absent)
+    assert read(tmp_path, [image(voxels()[0], **missing)]).source.scale == scale
+
+
 def test_a_picture_without_a_place(tmp_path: Path) -> None:
     absent: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
     volume = read(tmp_path, [image(voxels()[0], ImagerPixelSpacing=[0.2, 0.1], Modality="CR", **absent)])

@@ -126,7 +126,7 @@ def test_other_words_are_understood(torso: Phantom, model: Tissue, words: str, n
 
 
 def test_an_unknown_word_is_refused_with_a_list(torso: Phantom, model: Tissue) -> None:
-    with pytest.raises(UnknownPromptError, match=r'"pancreas".*lungs.*`isocenter models list`'):
+    with pytest.raises(UnknownPromptError, match=r'"pancreas".*lungs.*`isocenter models list --all`'):
         model.find(torso.volume, ["lungs", "pancreas"])
 
 

@@ -17,6 +17,10 @@ from isocenter.core.segmentation import Label, Segmentation
 from isocenter.core.volume import Volume
 
 _EMPTY = "the mask is empty"
+_UNKNOWN = {
+    "plane": "the image does not say how thick its slice is, so there is no volume",
+    "none": "the image does not say how large its pixels are, so there is no volume",
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ def measure(segmentation: Segmentation, volume: Volume) -> list[Measurement]:
 
 
 def describe_image(volume: Volume) -> dict[str, Any]:
-    """What measurements.json says of the scan itself: plain data, nothing of the patient."""
+    """What measurements.json says of the scan itself: plain data, nothing of the patient. No spacing where its file has none."""
     z, y, x = volume.shape
     return {
         "voxels": [x, y, z],
-        "spacing_mm": list(volume.spacing),
+        "spacing_mm": None if volume.source.scale == "none" else list(volume.spacing),
         "orientation": volume.grid.orientation,
         "modality": volume.modality,
         "unit": volume.unit,
@@ -75,6 +79,7 @@ def _measure(segmentation: Segmentation, volume: Volume, label: Label) -> Measur
     voxels = int(profiles[0].sum())
     if not voxels:
         return Measurement(label.value, label.name, 0, None, None, None, None, volume.unit, None, None, None, presence, _EMPTY)
+    scale = volume.source.scale
     mm3 = voxels * segmentation.grid.voxel_mm3
     x, y, z = (float((np.arange(p.size) * p).sum() / voxels) for p in profiles)
     used = [np.flatnonzero(p) for p in profiles]
@@ -85,16 +90,16 @@ def _measure(segmentation: Segmentation, volume: Volume, label: Label) -> Measur
         label.value,
         label.name,
         voxels,
-        round(mm3, 3),
-        round(mm3 / 1000, 6),
+        round(mm3, 3) if scale == "full" else None,
+        round(mm3 / 1000, 6) if scale == "full" else None,
         mean,
         std,
         volume.unit,
         (first, last),
         (round(x, 3), round(y, 3), round(z, 3)),
-        (round(float(place[0]), 3), round(float(place[1]), 3), round(float(place[2]), 3)),
+        (round(float(place[0]), 3), round(float(place[1]), 3), round(float(place[2]), 3)) if scale != "none" else None,
         presence,
-        "no voxel under the mask holds a number" if mean is None else None,
+        "no voxel under the mask holds a number" if mean is None else _UNKNOWN.get(scale),
     )
 
 

@@ -7,6 +7,7 @@ imported when it runs.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -37,6 +38,12 @@ class _Commands(TyperGroup):
         except IsocenterError as error:
             fail(error.message)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has enough of it
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            fail(f"the system refused it: {error.strerror or type(error).__name__}{where}")
+            raise typer.Exit(1) from None
         except MemoryError:
             fail("there is not enough memory for this; close other programs or use a smaller scan")
             raise typer.Exit(MemoryLimitError.exit_code) from None

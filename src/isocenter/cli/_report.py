@@ -77,10 +77,16 @@ def _study(record: Mapping[str, Any]) -> list[Any]:
         record["seconds"],
         ",".join(str(v) for v in _around(found)) if found else None,
         len(found) if done else None,
-        round(sum(entry["volume_mm3"] for entry in found), 3) if done else None,
+        volume_of(found) if done else None,
         record["batch"]["model"],
         record["error"],
     ]
+
+
+def volume_of(labels: Sequence[Mapping[str, Any]]) -> float | None:
+    """Cubic millimetres of some labels together; None where their image has no scale."""
+    sizes = [entry["volume_mm3"] for entry in labels if entry["voxels"]]
+    return None if None in sizes else round(sum(sizes), 3)
 
 
 def _structures(record: Mapping[str, Any]) -> list[list[Any]]:

@@ -253,11 +253,14 @@ def _progress(total: int) -> Iterator[_Progress]:
 
 def _summarise(records: Sequence[dict[str, Any]], out: Path) -> None:
     """Print what came out, and end with the exit code for it."""
+    from isocenter.cli._report import volume_of
+
     failed = [r for r in records if r["status"] != "completed"]
     rows = []
     for record in records:
         found = [entry for entry in record.get("labels", []) if entry["voxels"]]
-        size = f"{sum(e['volume_mm3'] for e in found) / 1000:.1f} ml" if not record["error"] else "-"
+        volume = None if record["error"] else volume_of(found)
+        size = "-" if volume is None else f"{volume / 1000:.1f} ml"
         rows.append((Path(record["study"]).name, record["status"], str(len(found)) if not record["error"] else "-", size))
     table(("Study", "Status", "Structures", "Volume"), rows[:_SHOWN], title=f"Model: {records[0]['batch']['model']}", numbers=(2, 3))
     if len(rows) > _SHOWN:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from isocenter.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +50,15 @@ def examples(lines: Sequence[str]) -> str:
 def emit(data: Any) -> None:
     """Print facts as JSON on standard output."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UsageError` where nothing can be written in a folder, which may have to be made first."""
+    there = next((f for f in (folder, *folder.absolute().parents) if f.exists()), folder)
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, so nothing can be written in it; choose another --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"nothing may be written in {there}; choose another --output")
 
 
 def fail(message: str) -> None:

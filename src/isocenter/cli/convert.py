@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isocenter.cli.console import emit, note, step
+from isocenter.cli.console import check_folder, emit, note, step
 from isocenter.core.errors import UsageError
 
 EXAMPLES = (
@@ -30,11 +30,14 @@ def convert(
     Voxels and geometry stay as they are. A picture (.png) is drawn of a single slice, or of the three middle planes.
     """
     suffix = next((s for s in SUFFIXES if target.name.lower().endswith(s)), None)
+    if target.name.lower().endswith(".seg.nrrd"):
+        raise UsageError("a file called .seg.nrrd holds a segmentation, not a scan; end its name in .nrrd")
     if suffix is None:
         raise UsageError(f"the output must end in {', '.join(SUFFIXES)}, not be called {target.name}")
     from isocenter.cli.chosen import settings
     from isocenter.io import door, preview, write
 
+    check_folder(target.parent)
     with step("Reading", quiet=as_json):
         volume = door.read_path(source, limits=settings(), series_uid=series_uid, modality=modality)
     with step("Writing", quiet=as_json):

@@ -181,11 +181,11 @@ def remove(
         folder = next((f for f in facts.folders(here) if f.id == model), None)
         if folder is not None and folder.path.parent != home():
             raise UsageError(f"'{model}' lies in the folder of the setting models_path, which is yours to change")
+        if folder is None and not weights.holds(home(), model):
+            raise UnknownModelError(f"'{model[:60]}' is not installed here; installed are: {', '.join(f.id for f in facts.folders(here)) or 'none'}")
         if not yes and not typer.confirm(f"Delete the model '{model}'?", err=True):
             raise typer.Exit(1)
         freed = weights.remove(home(), folder.path.name if folder else model)
-        if not freed:
-            raise UnknownModelError(f"'{model[:60]}' is not installed here; installed are: {', '.join(f.id for f in facts.folders(here)) or 'none'}")
         here.refresh()
         note(f"'{model}' is removed; {facts.size(freed)} are free again")
 

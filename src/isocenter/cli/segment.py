@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isocenter.cli.console import emit, fail, note, step, table, watched
+from isocenter.cli.console import check_folder, emit, fail, note, step, table, watched
 from isocenter.core.errors import InputError, UnknownPromptError, UsageError
 
 if TYPE_CHECKING:
@@ -32,10 +32,15 @@ EXAMPLES = (
 )
 
 
+#: Formats of images and masks that are none of ours: not meant as a folder's name.
+_OTHERS = (".mha", ".mhd", ".nhdr", ".hdr", ".img", ".mgz", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gz", ".zip", ".npy", ".json")
+
+
 class Format(StrEnum):
     """Formats of masks."""
 
     NIFTI = "nii.gz"
+    PLAIN_NIFTI = "nii"
     NRRD = "nrrd"
     SEG_NRRD = "seg.nrrd"
     NPZ = "npz"
@@ -69,7 +74,10 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="NAME", help="Which model; isocenter models lists them. Those that take nothing need no prompt."),
 ]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME", help="Without prompts: keep only this structure. Repeatable.")]
-Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Without prompts: an option of the model. Repeatable.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="An option of a model that needs no prompt, or of one for scribbles. Repeatable."),
+]
 Threshold = Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Words only: how probable a voxel must be.")]
 Modality = Annotated[str | None, typer.Option(metavar="CT|MR|...", help="What the scan is, where its file does not say.")]
 Window = Annotated[str | None, typer.Option(metavar="WIDTH/LEVEL", help="Of a picture of a CT: the window in HU that it was made with.")]
@@ -144,7 +152,8 @@ def segment(
             "say what to segment: --text liver, --point x,y,z, --box, --scribble, --lasso or --mask, or --model with one that needs no "
             'prompt; see "isocenter segment --help"'
         )
-    if (label or option) and (prompts or mask is not None):
+    prompted = bool(prompts) or mask is not None
+    if prompted and (label or (option and (model is None or queue))):
         raise UsageError("--label and --option go with a model that needs no prompts; leave the prompts out")
     if queue:
         if mask is not None:
@@ -154,21 +163,28 @@ def segment(
         return
     target, suffix = _target(out, form)
     from isocenter.cli.chosen import settings
+    from isocenter.core.model import Task
+    from isocenter.io import write
     from isocenter.service import Service
 
     service = Service(settings())
     try:
         if model is not None:
-            service.registry.spec(model)  # a name that is not known is said before the scan is read
+            known = service.registry.spec(model)  # a name that is not known is said before the scan is read
+            if option and prompted and known.task is not Task.SCRIBBLES:
+                raise UsageError(f"'{model}' takes no --option where there are prompts; models of scribbles do")
         with step("Reading the scan", quiet=as_json):
             volume = _read(service, source or Path(), series_uid, modality, window)
         if mask is not None:
             from isocenter.core.prompts import MaskPrompt
 
             prompts.insert(0, MaskPrompt(initial_mask(mask, volume, lambda path: _read(service, path))))
+        # What cannot be written is said before anybody waits for it.
+        write.check(volume, suffix)
+        check_folder(target.parent)
         with watched("Segmenting", quiet=as_json) as run:
             if prompts or model is None:
-                result, unknown = _answer(service, volume, prompts, threshold, model, run)
+                result, unknown = _answer(service, volume, prompts, threshold, model, options_of(option or ()), run)
             else:
                 result, unknown = service.label(volume, model=model, options=options_of(option or ()), labels=label, run=run), {}
         with step("Writing", quiet=as_json):
@@ -215,6 +231,8 @@ def _target(out: Path, form: Format | None) -> tuple[Path, str]:
     """The mask's path and its extension: `out` is a file when it ends like one, else a folder."""
     by_length = sorted(Format, key=lambda f: -len(f.suffix))  # .seg.nrrd before .nrrd
     named = next((f for f in by_length if out.name.lower().endswith(f.suffix)), None)
+    if named is None and not out.is_dir() and out.suffix.lower() in _OTHERS:
+        raise UsageError(f"a mask cannot be written as {out.suffix}; use {', '.join(f.suffix for f in Format)}, or name a folder")
     if named is None or out.is_dir():
         suffix = (form or Format.NIFTI).suffix
         return out / f"mask{suffix}", suffix
@@ -244,14 +262,14 @@ def options_of(typed: Sequence[str]) -> dict[str, Any]:
 
 
 def _answer(
-    service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None, run: Run
+    service: Service, volume: Volume, prompts: Sequence[Prompt], threshold: float, model: str | None, options: dict[str, Any], run: Run
 ) -> tuple[Segmentation, dict[str, str]]:
     """The answer, and the words that could not be understood with the reason. Fails when none could."""
     from isocenter.core.model import Task
     from isocenter.core.prompts import Text
 
     if model is not None and service.registry.spec(model).task is Task.SCRIBBLES:
-        return _separate(service, volume, prompts, model), {}
+        return _separate(service, volume, prompts, model, options), {}
     try:
         return service.segment(volume, prompts, threshold=threshold, model=model, run=run), {}
     except UnknownPromptError:
@@ -270,14 +288,15 @@ def _answer(
     return service.segment(volume, known, threshold=threshold, model=model, run=run), unknown
 
 
-def _separate(service: Service, volume: Volume, prompts: Sequence[Prompt], model: str) -> Segmentation:
+def _separate(service: Service, volume: Volume, prompts: Sequence[Prompt], model: str, options: dict[str, Any]) -> Segmentation:
     """A scribble model's answer; a box bounds the mask."""
     from isocenter.core.prompts import Box
 
     boxes = [p for p in prompts if isinstance(p, Box)]
     if len(boxes) > 1:
         raise UsageError(f"{model} takes one box at most")
-    return service.separate(volume, [p for p in prompts if not isinstance(p, Box)], roi=boxes[0] if boxes else None, model=model)
+    drawn = [p for p in prompts if not isinstance(p, Box)]
+    return service.separate(volume, drawn, roi=boxes[0] if boxes else None, options=options, model=model)
 
 
 def _write(result: Segmentation, volume: Volume, target: Path, suffix: str, facts: dict[str, Any]) -> dict[str, str]:
@@ -314,7 +333,7 @@ def _report(facts: dict[str, Any], written: dict[str, str]) -> None:
         note(sentence)
     rows = []
     for entry in facts.get("labels", ()):
-        size = "empty" if entry["volume_ml"] is None else f"{entry['volume_ml']:.1f} ml"
+        size = "empty" if not entry["voxels"] else "no scale" if entry["volume_ml"] is None else f"{entry['volume_ml']:.1f} ml"
         values = "-" if entry["mean"] is None else f"{entry['mean']:.0f} ± {entry['std']:.0f} {entry['unit']}"
         presence = "-" if entry["presence"] is None else f"{entry['presence']:.2f}"
         rows.append((entry["name"], f"{entry['voxels']:,}".replace(",", " "), size, values, presence))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from blake3 import blake3
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from isocenter.core.errors import GeometryError, InputError
 from isocenter.core.geometry import IDENTITY, Grid, Triple
 from isocenter.core.rescaled import Rescaled, Voxels
+
+Scale = Literal["full", "plane", "none"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Source:
     guessed, shown with the answer. header: the NIfTI header's bytes (so that a mask repeats its affine bit by bit).
     headers: per slice, in array order, the DICOM file without its pixels (for DICOM SEG). series: all that were found;
     series_uid: the one chosen. flipped: the array runs against the instance numbers (MONAI Label's `flipped`).
+    scale: "full"; "plane" where the file of a single slice does not say how thick it is, so that no volume can be had; "none" where
+    it does not say how large its pixels are, so that no length can be had either.
     """
 
     format: str = "array"
@@ -41,6 +46,7 @@ class Source:
     series: tuple[Series, ...] = ()
     series_uid: str | None = None
     flipped: bool = False
+    scale: Scale = "full"
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,8 @@ def volume(scan: Scan, series_uid: str | None = None) -> Volume:
         notes.append("The volume's slices are not those of the files, so a DICOM segmentation cannot refer to them.")
     modality = next(s.modality for s in found if s.uid == uid) or None
     source = Source(
-        "dicom", tuple(notes), headers=headers, series=found, series_uid=uid or None, flipped=images[0].number > images[-1].number
+        "dicom", tuple(notes), headers=headers, series=found, series_uid=uid or None, flipped=images[0].number > images[-1].number,
+        scale=made.scale,
     )  # fmt: skip
     return Volume.on_grid(array, grid, modality=modality, unit="HU" if modality == "CT" and images[0].calibrated else "a.u.", source=source)
 

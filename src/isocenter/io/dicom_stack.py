@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from isocenter.core.errors import GeometryError, LimitError
 from isocenter.core.geometry import Grid, Triple
 from isocenter.core.settings import Limits
+from isocenter.core.volume import Scale
 from isocenter.io.dicom_image import Slice
 
 #: Two images lie at one place when they are nearer than this, mm.
@@ -32,13 +33,14 @@ class Stack:
     """Slices in array order (ascending along the normal) and the grid of the volume.
 
     places: for each slice where it lies on the grid, (z, y, x) in voxels, when it must be resampled; None when slice k
-    is voxel plane k.
+    is voxel plane k. scale: as in `Source`.
     """
 
     slices: list[Slice]
     grid: Grid
     notes: tuple[str, ...]
     places: NDArray[np.float64] | None = None
+    scale: Scale = "full"
 
 
 def stack(images: list[Slice], limits: Limits) -> Stack:
@@ -131,10 +133,11 @@ def _flat(images: list[Slice], notes: list[str]) -> Stack:
         spacing, note = _pixel_size(first)
         notes.append(note)
     step = first.step or 1.0
+    scale: Scale = "none" if _GUESSED in notes else "full" if first.step else "plane"
     if len(images) > 1:
         notes.append("The frames carry no position; they were stacked in their order" + (", 1 mm apart." if not first.step else "."))
     shape = (len(images), first.form.rows, first.form.columns)
-    return Stack(images, Grid(shape, (spacing[1], spacing[0], step)), tuple(notes))
+    return Stack(images, Grid(shape, (spacing[1], spacing[0], step)), tuple(notes), scale=scale)
 
 
 # -- one image a place -------------------------------------------------------------------------------------------------
@@ -200,10 +203,11 @@ def _regular(images: list[Slice], positions: NDArray[np.float64], axes: tuple[ND
     rows, columns = images[0].form.rows, images[0].form.columns
     if len(images) == 1:
         step = images[0].step
+        scale: Scale = "full" if step else "plane"
         if not step:
             step = 1.0
             notes.append("The single slice does not say how thick it is; 1 mm was assumed.")
-        return Stack(images, _grid((1, rows, columns), (spacing[1], spacing[0], step), positions[0], axes), tuple(notes))
+        return Stack(images, _grid((1, rows, columns), (spacing[1], spacing[0], step), positions[0], axes), tuple(notes), scale=scale)
     depth = (positions - positions[0]) @ normal
     aside = positions - positions[0] - depth[:, None] * normal
     shifts = np.stack([aside @ column / spacing[0], aside @ row / spacing[1]], axis=1)

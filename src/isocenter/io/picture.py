@@ -52,7 +52,7 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
         array, notes = _brightness(image)
     except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError):
         raise InputError(_BROKEN) from None
-    return Volume.on_grid(array[np.newaxis], Grid((1, height, width)), source=Source("picture", notes))
+    return Volume.on_grid(array[np.newaxis], Grid((1, height, width)), source=Source("picture", notes, scale="none"))
 
 
 def _open_png(file: BinaryIO) -> Any:

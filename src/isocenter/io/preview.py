@@ -162,7 +162,7 @@ def _legend(labels: list[Label], result: Segmentation | None, volume: Volume) ->
 def _amount(voxels: int, volume: Volume) -> str:
     if not voxels:
         return "not found"
-    if volume.source.format == "picture":
+    if volume.source.scale != "full":
         return f"{voxels:,} pixels".replace(",", " ")
     millilitres = voxels * volume.grid.voxel_mm3 / 1000
     digits = 0 if millilitres >= 100 else 1 if millilitres >= 10 else 2

@@ -33,11 +33,14 @@ class Line:
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """What was measured of one label; volume_mm3 is None where it was not found. unit: of the intensities ("HU" or "a.u.").
+    """What was measured of one label. found: whether it is there; volume_mm3 is None where it is not, or where the scan has no scale.
+
+    unit: of the intensities ("HU" or "a.u.").
 
     longest, short: its diameters, both in the slice `slice_index` across the array axis `plane`.
     """
 
+    found: bool
     volume_mm3: float | None
     mean: float | None = None
     std: float | None = None
@@ -99,7 +102,7 @@ def _groups(measured: LabelFigures, number: int, common: dict[str, Any], volume:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    if measured.volume_mm3 is None:
+    if not measured.found:
         absent = hd.sr.QualitativeEvaluation(name=codes.DCM.PresenceOfProperty, value=codes.DCM.Absent)
         yield hd.sr.MeasurementsAndQualitativeEvaluations(qualitative_evaluations=[absent], **common)
         return

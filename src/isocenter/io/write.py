@@ -24,6 +24,18 @@ def suffix_of(name: str) -> str:
     return found
 
 
+def check(volume: Volume, suffix: str) -> None:
+    """Raise `UsageError` where no segmentation of `volume` can be written in the format of `suffix`."""
+    kind = suffix_of(suffix)
+    if kind == ".png" and volume.shape[0] != 1:
+        raise UsageError(f"a PNG holds one slice, the mask has {volume.shape[0]}; use .nii.gz")
+    if kind == ".dcm":
+        from isocenter.io import seg
+
+        if reason := seg.refusal(volume):
+            raise UsageError(reason)
+
+
 def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
     """The bytes of a segmentation of `volume` in the format of `suffix` (see `SUFFIXES`).
 
@@ -31,6 +43,7 @@ def encode(result: Segmentation, suffix: str, volume: Volume) -> bytes:
     """
     if not result.grid.same_as(volume.grid):
         raise UsageError("the segmentation belongs to another volume than the one it is to be written with")
+    check(volume, suffix)
     kind = suffix_of(suffix)
     if kind in (".nii", ".nii.gz"):
         return nifti.write(result.mask, result.grid, header=nifti_header_of(volume), compress=kind == ".nii.gz", description=_description(result))
@@ -71,8 +84,6 @@ def _description(result: Segmentation) -> str:
 
 def _png(result: Segmentation) -> bytes:
     """A picture's mask, 0 and 255; several labels keep their values."""
-    if result.grid.shape[0] != 1:
-        raise UsageError(f"a PNG holds one slice, the mask has {result.grid.shape[0]}; use .nii.gz")
     plane: NDArray[np.unsignedinteger] = result.mask[0]
     if len(result.labels) == 1:
         return picture.png((plane != 0).astype(np.uint8) * np.uint8(255))

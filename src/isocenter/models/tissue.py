@@ -93,7 +93,7 @@ class Tissue:
         if volume.modality != "CT":
             raise UnsupportedError(
                 f"tissue works on CT in Hounsfield units only; this image is {volume.modality or 'of unknown modality'}. "
-                "If it is a CT, say modality=CT; for other images `isocenter models list` names models that can be installed"
+                "If it is a CT, say modality=CT; for other images `isocenter models list --all` names models that can be installed"
             )
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold must lie in 0 <= threshold <= 1, not {threshold:g}")
@@ -103,7 +103,7 @@ class Tissue:
             shown = ", ".join(f'"{word[:60]}"' for word in unknown[:5])
             raise UnknownPromptError(
                 f"tissue does not understand {shown}. It understands: {', '.join(n.replace('_', ' ') for n in SYNONYMS)}, and common words for them. "
-                "`isocenter models list` shows models for more structures and how to install them"
+                "`isocenter models list --all` shows models for more structures and how to install them"
             )
         return [name for name in names if name is not None]
 

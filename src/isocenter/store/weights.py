@@ -140,14 +140,23 @@ def verify(folder: Path, record: Mapping[str, Any]) -> Iterator[Checked]:
 
 def remove(models: Path, model: str) -> int:
     """Delete an installed model and what an unfinished installation left; returns the bytes that were freed."""
-    name = folder_name(model)
     freed = 0
-    for folder in (models / name, models / f"{_STAGING}{name}", models / f"{_OLD}{name}"):
-        if folder.is_dir() and not folder.is_symlink():
-            freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            shutil.rmtree(folder)
-    (models / f"{_STAGING}{name}.lock").unlink(missing_ok=True)
+    for folder in _folders(models, model):
+        freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        shutil.rmtree(folder)
+    (models / f"{_STAGING}{folder_name(model)}.lock").unlink(missing_ok=True)
     return freed
+
+
+def holds(models: Path, model: str) -> bool:
+    """Whether there is something of a model that `remove` would delete."""
+    return bool(_folders(models, model))
+
+
+def _folders(models: Path, model: str) -> list[Path]:
+    name = folder_name(model)
+    mine = (models / name, models / f"{_STAGING}{name}", models / f"{_OLD}{name}")
+    return [folder for folder in mine if folder.is_dir() and not folder.is_symlink()]
 
 
 def unfinished(models: Path) -> dict[str, int]:
