@@ -7,11 +7,11 @@ import base64
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pydantic_core
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from isocenter.analysis import report_metrics
@@ -34,13 +34,10 @@ FEW = 4
 WATCH = 0.05
 
 
-# Not a plain function, which the framework would send to a thread at every request.
-async def _service(request: Request) -> TextService:
+# A plain call: the framework takes as long to solve a dependency as a small request's own work does.
+def _service(request: Request) -> TextService:
     service: TextService = request.app.state.text
     return service
-
-
-Texts = Annotated[TextService, Depends(_service)]
 
 
 def _json(content: Any) -> Response:
@@ -146,27 +143,10 @@ async def _score(request: Request, texts: TextService, asked: ScoreRequest) -> t
     return name, await _answer(request, texts, _short([*asked.candidates, *asked.references]), begin)
 
 
-@router.get("/health")
-async def health(texts: Texts) -> dict[str, str]:
-    """Alive, and on which device; needs no key and waits for nothing."""
-    return {"status": "ok", "device": texts.likely_device}
-
-
-@router.get("/info")
-async def info(texts: Texts) -> Response:
-    """Device, its memory (as all processes use it) and the loaded models."""
-    return _json(await _thread(texts, texts.info))
-
-
-@router.get("/status")
-async def status(texts: Texts) -> Response:
-    """What waits, what is being computed, and how far each job is."""
-    return _json(texts.status())
-
-
 @router.post("/bertscore", openapi_extra=described(ScoreRequest))
-async def bertscore(request: Request, texts: Texts) -> Response:
+async def bertscore(request: Request) -> Response:
     """BERTScore of each candidate against its reference."""
+    texts = _service(request)
     asked = await read(request, ScoreRequest, texts.settings)
     check(texts.settings, candidates=asked.candidates, references=asked.references)
     if len(asked.candidates) != len(asked.references):
@@ -178,8 +158,9 @@ async def bertscore(request: Request, texts: Texts) -> Response:
 
 
 @router.post("/embed", openapi_extra=described(EmbedRequest))
-async def embed(request: Request, texts: Texts) -> Response:
+async def embed(request: Request) -> Response:
     """Vectors of texts. With `inputs` instead of `texts` the answer is a bare list, as text-embeddings-inference's."""
+    texts = _service(request)
     asked = await read(request, EmbedRequest, texts.settings)
     if asked.inputs is not None:
         return await _tei(request, texts, asked)
@@ -203,8 +184,9 @@ async def _tei(request: Request, texts: TextService, asked: EmbedRequest) -> Res
 
 
 @router.post("/v1/embeddings", openapi_extra=described(OpenAiRequest))
-async def openai_embeddings(request: Request, texts: Texts) -> Response:
+async def openai_embeddings(request: Request) -> Response:
     """Vectors of a text, of texts, or of token ids, as OpenAI's route."""
+    texts = _service(request)
     asked = await read(request, OpenAiRequest, texts.settings)
     items: list[Any] = [asked.input] if isinstance(asked.input, str) or (asked.input and isinstance(asked.input[0], int)) else list(asked.input)
     if not items or any(len(item) == 0 for item in items):
@@ -228,16 +210,37 @@ async def openai_embeddings(request: Request, texts: Texts) -> Response:
     return _json({"object": "list", "data": data, "model": name, "usage": usage})
 
 
+@router.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """Alive, and on which device; needs no key and waits for nothing."""
+    return {"status": "ok", "device": _service(request).likely_device}
+
+
+@router.get("/info")
+async def info(request: Request) -> Response:
+    """Device, its memory (as all processes use it) and the loaded models."""
+    texts = _service(request)
+    return _json(await _thread(texts, texts.info))
+
+
+@router.get("/status")
+async def status(request: Request) -> Response:
+    """What waits, what is being computed, and how far each job is."""
+    return _json(_service(request).status())
+
+
 @router.get("/v1/models")
-async def openai_models(texts: Texts) -> Response:
+async def openai_models(request: Request) -> Response:
     """The installed text models, as OpenAI's route."""
+    texts = _service(request)
     found = await _thread(texts, texts.installed)
     return _json({"object": "list", "data": [{"id": m.name, "object": "model", "created": 0, "owned_by": "isocenter"} for m in found]})
 
 
 @router.post("/api/v1/report-metrics", openapi_extra=described(ReportRequest))
-async def report(request: Request, texts: Texts) -> Response:
+async def report(request: Request) -> Response:
     """Generated reports against references: BERTScore, ROUGE-L, BLEU, chrF, and numbers, units, sides and negations that differ."""
+    texts = _service(request)
     asked = await read(request, ReportRequest, texts.settings)
     check(texts.settings, candidates=asked.candidates, references=asked.references)
     if len(asked.candidates) != len(asked.references):

@@ -110,6 +110,7 @@ class Batcher:
         self._closed = False
         self._share = 0.0  # tokens that a request which was there all the time would have got
         self._crowd = 1.0  # most requests that were there at once, lately
+        self._gathering = 0  # slots that wait for company
         self._seconds = 0.0  # what a batch takes, lately
         self.busy = 0  # slots that compute; one also finishes a batch whose clients have left
         self.batches = 0  # how many have run: what the tests and metrics look at
@@ -149,7 +150,9 @@ class Batcher:
             ticket.queued = sorted(fresh, key=lambda i: len(i.ids))
             ticket.served = self._share
             self._tickets.append(ticket)
-            self._wake.notify()
+            # A slot that waits for company is not woken for each of them: it looks again by itself soon.
+            if not self._gathering or self._gathered():
+                self._wake.notify()
         return ticket
 
     def drop(self, ticket: Ticket, *, unless_started: bool = False) -> bool:
@@ -214,13 +217,18 @@ class Batcher:
         Requests come one by one. A slot that took the first of them would leave the others to the next batch.
         """
         until = time.monotonic() + min(_LONGEST, _PATIENCE * self._seconds)
-        while not self._closed and (left := until - time.monotonic()) > 0:
-            here = [t for t in self._tickets if t.queued]
-            lengths = [len(i.ids) for t in here for i in t.queued]
-            full = len(lengths) >= self._most or sum(lengths) >= self._budget
-            if not lengths or full or len(here) >= int(self._crowd / self.slots):
-                return
+        self._gathering += 1
+        while not self._closed and (left := until - time.monotonic()) > 0 and not self._gathered():
             self._wake.wait(left)
+        self._gathering -= 1
+
+    def _gathered(self) -> bool:
+        """Whether a slot need not wait for company any longer; holds the lock."""
+        here = [t for t in self._tickets if t.queued]
+        if not here or len(here) >= int(self._crowd / self.slots):
+            return True
+        lengths = [len(i.ids) for t in here for i in t.queued]
+        return len(lengths) >= self._most or sum(lengths) >= self._budget
 
     def _next(self) -> list[_Item]:
         """The next batch; holds the lock."""
