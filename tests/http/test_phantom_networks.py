@@ -168,7 +168,7 @@ def test_both_as_jobs(client: TestClient) -> None:
     check(*by_job(client, volume, {"model": "phantom_nnunet"}), truth)
     found = COPIES["flat voxels"]()
     z, y, x = click(found.masks["heart"]).zyx
-    mask, _ = by_job(client, found.volume, {"model": "sam_phantom", "prompts": [{"point": [x, y, z]}]})
+    mask, _ = by_job(client, found.volume, {"model": "sam_phantom", "prompts": [{"type": "point", "xyz": [x, y, z]}]})
     assert dice(mask != 0, found.masks["heart"]) >= LEAST
 
 

@@ -15,7 +15,8 @@ def parse_prompts(items: Sequence[Any]) -> list[Prompt]:
     """Core prompts of plain ones. Positions are voxel indices [x, y, z] as the image's own file counts them, from 0.
 
     A text is a word. An object has one of `text`, `point` [x, y, z], `box` [x0, y0, z0, x1, y1, z1] (both corners inside),
-    `scribble` or `lasso` [[x, y, z], ...], and may say `"positive": false`. Raises `PromptError` for anything else.
+    `scribble` or `lasso` [[x, y, z], ...], and may say `"positive": false`. The other form of the same, an object with a `type`
+    and `text`, `xyz`, `from` and `to`, or `points`, is understood as well. Raises `PromptError` for anything else.
     """
     if isinstance(items, str) or not isinstance(items, Sequence) or len(items) > _MOST_PROMPTS:
         raise PromptError(f"prompts must be a list of at most {_MOST_PROMPTS}")
@@ -26,6 +27,7 @@ def _prompt(item: Any) -> Prompt:
     if isinstance(item, str):
         item = {"text": item}
     if isinstance(item, Mapping):
+        item = _untyped(item)
         positive = item.get("positive", True)
         kinds: dict[str, Callable[[Any], Prompt]] = {
             "text": lambda v: Text(_words(v)),
@@ -38,6 +40,18 @@ def _prompt(item: Any) -> Prompt:
         if len(named) == 1 and isinstance(positive, bool) and set(item) <= {named[0], "positive"}:
             return kinds[named[0]](item[named[0]])
     raise PromptError('a prompt is a word or an object with one of "text", "point", "box", "scribble", "lasso", and perhaps "positive"')
+
+
+def _untyped(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`{"type": "point", "xyz": [...]}` as `{"point": [...]}`; what has no known type stays as it is."""
+    kind, sign = item.get("type"), {key: value for key, value in item.items() if key == "positive"}
+    rest = set(item) - {"type", "positive"}
+    if kind == "box" and rest == {"from", "to"} and isinstance(item["from"], list) and isinstance(item["to"], list):
+        return {"box": [*item["from"], *item["to"]], **sign}
+    for known, place in (("text", "text"), ("point", "xyz"), ("scribble", "points"), ("lasso", "points")):
+        if kind == known and rest == {place}:
+            return {known: item[place], **sign}
+    return item
 
 
 def _words(value: Any) -> str:
