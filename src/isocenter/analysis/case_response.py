@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
 from isocenter.analysis.tracking.graph import Event, LesionGraph
-from isocenter.analysis.uncertainty import probabilities
+from isocenter.analysis.uncertainty import Uncertainty, of_sum, probabilities
 from isocenter.core.errors import UsageError
 from isocenter.core.patient import Lesion, TherapyEvent
 
@@ -134,7 +133,7 @@ def _sum_sd(seen: _Seen, visit: MeasuredVisit) -> float:
     """Standard deviation in mm of the sum of targets at a visit, errors of diameters added in squares."""
     here = {k.track: k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id}
     counted = {t for target in seen.targets for t in _of(seen, target, here)}
-    return math.sqrt(sum((here[t].sd_mm or 0.0) ** 2 for t in counted))
+    return of_sum([Uncertainty(0.0, 0.0, here[t].sd_mm or 0.0) for t in sorted(counted)])
 
 
 def _as_visit(seen: _Seen, visit: MeasuredVisit, value: str | None, notes: list[str] | None = None) -> Visit:
