@@ -55,6 +55,8 @@ def test_dockerfiles_are_clean(file: Path) -> None:
     assert "HEALTHCHECK" in text
     assert re.search(r"^USER \d+", text, re.M), "not root"
     assert "HF_HUB_OFFLINE=1" in text
+    assert "ORT_DISABLE_TELEMETRY=1" in text
+    assert not re.search(r"^# *syntax=", text, re.M), "an engine would fetch its own language from the internet, a moving tag, at each build"
     for image in re.findall(r"^FROM (\S+)", text, re.M):
         assert ":" in image, "images are pinned"
         assert not image.endswith(":latest")
@@ -74,6 +76,7 @@ def test_services_fit_together(names: tuple[str, ...]) -> None:
         for port in service.get("ports", []):
             assert str(port).split(":")[-1] not in ("5432", "6379", "9000"), f"{name} publishes a store"
         if "build" in service:
+            assert int(service["stop_grace_period"].removesuffix("s")) >= Settings().job_drain + 30, "jobs and requests end first"
             file = ROOT / service["build"]["dockerfile"]
             assert file.resolve().is_file()
             assert (ROOT / service["build"]["context"]).is_dir()
