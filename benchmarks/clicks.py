@@ -1,6 +1,6 @@
 """How good and how fast the click engine is, with a robot user, and what public peers make of the same clicks.
 
-    python -m benchmarks.clicks [--sets example_ct_sm,brain1] [--peers] [--speed] [--save-json FILE]
+    python -m benchmarks.clicks [--sets example_ct_sm,brain1] [--peers] [--speed] [--boxes] [--save-json FILE]
 
 The robot clicks the deepest point of the target first, then the deepest point of the largest component of the error that
 is larger in all, missing or surplus; deepest is the maximum of the Euclidean distance transform in mm (the end of the
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks._clicks_data import DATA, SETS, Case, Mask, dice, each_target, next_click
 from benchmarks._clicks_peers import PEERS, feasible
 from isocenter.core.model import ModelContext
-from isocenter.core.prompts import Point
+from isocenter.core.prompts import Box, Point
 from isocenter.core.volume import Volume
 from isocenter.models.geodesic import Geodesic
 
@@ -147,6 +147,34 @@ def synthetic(shape: tuple[int, int, int], spacing: float) -> Case:
     return Case(Volume(values, (spacing, spacing, spacing)), targets)
 
 
+def boxes(engine: Geodesic, cases: list[Case], name: str) -> str:
+    """A line on answers to boxes alone: mean Dice of the target with what a box around it gives.
+
+    tight: the smallest box; loose: a tenth wider on each side (a voxel at least); slice: the tight one of the slice that holds
+    most of the target. Beside each what the filled box itself would be worth.
+    """
+    prepared = {id(case.volume): engine.prepare(case.volume) for case in cases}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for volume, _, target in each_target(cases):
+        voxels = np.argwhere(target)
+        largest = voxels[voxels[:, 0] == np.bincount(voxels[:, 0]).argmax()]
+        lo, hi = voxels.min(axis=0), voxels.max(axis=0) + 1
+        spare = np.maximum(np.round(0.1 * (hi - lo)), 1).astype(int) * (np.array(target.shape) > 1)
+        drawn = {"tight": (lo, hi), "loose": (np.maximum(lo - spare, 0), np.minimum(hi + spare, target.shape))}
+        if target.shape[0] > 1:
+            drawn["slice"] = (largest.min(axis=0), largest.max(axis=0) + 1)
+        for kind, (first, last) in drawn.items():
+            a, b = first.tolist(), last.tolist()
+            box = Box((a[0], a[1], a[2]), (b[0], b[1], b[2]))
+            session = engine.begin(prepared[id(volume)])
+            session.add([box])
+            filled = np.zeros(target.shape, np.uint8)
+            filled[box.slices] = 1
+            found.setdefault(kind, []).append((dice(session.mask, target), dice(filled, target)))
+    means = {kind: np.mean(values, axis=0) for kind, values in found.items()}
+    return f"{name}: boxes " + ", ".join(f"{kind} {answer:.3f} (filled {filled:.3f})" for kind, (answer, filled) in means.items())
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,6 +182,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="also what public peers make of the same clicks (slow)")
     parser.add_argument("--peer-voxels", type=int, default=120_000, help="the peers get the targets with at most so many voxels in a box around")
     parser.add_argument("--speed", action="store_true", help="also volumes of 256 x 256 x 128 and 512 x 512 x 300 voxels")
+    parser.add_argument("--boxes", action="store_true", help="also what boxes around the targets give by themselves")
     parser.add_argument("--save-json", type=Path)
     options = parser.parse_args()
     engine = Geodesic()
@@ -167,6 +196,8 @@ def main() -> None:
             result, clicks = play(engine, cases, name)
             results.append(result)
             print(result.row(), flush=True)
+            if options.boxes:
+                print(boxes(engine, cases, name), flush=True)
             if options.peers:
                 names = feasible(cases, options.peer_voxels)
                 results.append(on_these(result, names))
