@@ -44,3 +44,30 @@ def test_bars_say_what_they_are(case: Case) -> None:
     sizes = [k.longest_mm or 0 for k in case.lesions]
     assert [t.get_text() for t in bars.get_xticklabels()] == [lesion]
     assert f"{100 * (min(sizes[1:]) / sizes[0] - 1):+.0f} %" in {t.get_text() for t in bars.texts}
+
+
+def test_of_two_lesions_on_a_slice_the_measured_one_is_outlined(case: Case) -> None:
+    import io
+    from dataclasses import replace
+
+    from PIL import Image
+
+    from isocenter.analysis.report.thumbnails import thumbnail
+    from isocenter.analysis.slices import Slice
+    from isocenter.core.geometry import Grid
+
+    mask = np.zeros((60, 60), np.uint8)
+    mask[20:30, 20:30] = mask[34:40, 20:30] = 1
+    own = replace(case.lesions[0], plane=0, slice_index=3, longest_ends=((19.5, 25, 3), (29.5, 25, 3)), short_ends=((25, 19.5, 3), (25, 29.5, 3)))
+    png = thumbnail(Slice(np.zeros((60, 60), np.int16), mask, Grid((8, 60, 60)), 0), own, unit="HU")
+    assert png
+    drawn = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    yellow = (np.abs(drawn - (255, 200, 0)).sum(axis=2) == 0).any(axis=1)
+    grey = (np.abs(drawn - (150, 150, 190)).sum(axis=2) == 0).any(axis=1)
+    assert yellow.any()
+    assert grey.any()
+    assert np.flatnonzero(yellow).max() < np.flatnonzero(grey).min(), "the other lies below"
+    # A centimetre is as long as the lesion's own ten pixels of a millimetre.
+    white = (drawn == 255).all(axis=2).sum(axis=1).max()
+    columns = (np.abs(drawn - (255, 200, 0)).sum(axis=2) == 0).any(axis=0)
+    assert white == pytest.approx(np.ptp(np.flatnonzero(columns)), abs=4)

@@ -16,21 +16,14 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 
-from isocenter.core.settings import Settings
-from isocenter.http.app import create_app
 from tests.dicom_study import write_dicom_study
-from tests.http.test_patients import BASE, correct, ended, get, upload
+from tests.http.test_patients import BASE, client, correct, ended, get, upload
+
+__all__ = ["client"]
 
 VISITS = ("visit-1", "visit-2", "visit-3")
 #: By visit and tracking UID: the lesion's name and its volume, mm³.
 Said = dict[tuple[str, str], tuple[str, float]]
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    settings = Settings(home=tmp_path_factory.mktemp("numbers"), decoders=0, job_same_within=0, min_free_bytes=0)
-    with TestClient(create_app(settings), base_url="http://127.0.0.1") as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

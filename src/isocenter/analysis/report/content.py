@@ -15,7 +15,7 @@ from isocenter.core.patient import Identity, Lesion
 WARNING = "Research use only. Not a medical device; not for diagnosis or treatment. Measurements were made by software and need a physician's review."
 LEGEND = (
     "± sd: standard deviation of the longest diameter; manual, automatic and scan-rescan parts. Link: confidence that it is the same lesion "
-    "as at the visit before. Calipers: blue longest, pink short axis; yellow the mask's outline; white bar 10 mm."
+    "as at the visit before. Calipers: blue longest, pink short axis; yellow the lesion's outline, grey that of others on the slice; white bar 10 mm."
 )
 #: How a lesion was found, in words.
 METHODS = {"model": "model", "given": "mask given", "clicks": "clicks", "drawn": "reader's figures"}

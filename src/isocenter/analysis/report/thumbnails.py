@@ -14,6 +14,8 @@ from isocenter.core.patient import Lesion
 
 #: Edge of the picture in pixels, and how much of the surroundings is shown, mm on each side.
 SIZE, MARGIN_MM = 240, 25.0
+#: Outlines of the lesion that is shown, and of others on its slice.
+_OWN, _OTHERS = (255, 200, 0), (150, 150, 190)
 
 
 def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
@@ -29,7 +31,7 @@ def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
     rest = [axis for axis in range(3) if axis != plane]
     grid = shown_on.grid
     image = shown_on.image.astype(np.float32)
-    inside = shown_on.mask == lesion.label if lesion.label else shown_on.mask != 0
+    inside = shown_on.mask != 0
     ends = np.array([[p[2 - axis] for axis in rest] for p in (*lesion.longest_ends, *lesion.short_ends)])
     spacing = np.array([grid.spacing_zyx[axis] for axis in rest])
     # The patient's axis that rows and columns run along decides how the slice is turned.
@@ -54,10 +56,11 @@ def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
     low, high = (CT_CENTRE - CT_WIDTH / 2, CT_CENTRE + CT_WIDTH / 2) if unit == "HU" else tuple(np.percentile(image, [1, 99]))
     shown = map_coordinates(image, where, order=1, mode="nearest")
     grey = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1) * 255
-    soft = map_coordinates(inside.astype(np.float32), where, order=1, mode="constant")
-    outline = (soft >= 0.5) & ~_eroded(soft >= 0.5)
+    own = _measured(inside, ends)
     rgb = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
-    rgb[outline] = (255, 200, 0)
+    for part, colour in ((inside & ~own, _OTHERS), (own, _OWN)):
+        soft = map_coordinates(part.astype(np.float32), where, order=1, mode="constant")
+        rgb[(soft >= 0.5) & ~_eroded(soft >= 0.5)] = colour
     picture = Image.fromarray(rgb)
     draw = ImageDraw.Draw(picture)
     for (a, b), colour in ((ends[:2], (0, 220, 255)), (ends[2:], (255, 120, 200))):
@@ -70,6 +73,22 @@ def thumbnail(shown_on: Slice, lesion: Lesion, *, unit: str) -> bytes | None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _measured(inside: NDArray[np.bool_], ends: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The parts of a slice's mask that the calipers run over: the lesion itself, of several that the slice cuts.
+
+    ends: (4, 2) rows and columns, two for each caliper. All of the mask where they run over nothing.
+    """
+    from scipy.ndimage import label
+
+    parts, _ = label(inside, np.ones((3, 3)))
+    share = np.linspace(0, 1, 200)[:, None]
+    points = np.concatenate([ends[k] + share * (ends[k + 1] - ends[k]) for k in (0, 2)])
+    rows, columns = (np.clip(np.rint(points[:, k]).astype(int), 0, inside.shape[k] - 1) for k in (0, 1))
+    hit = np.unique(parts[rows, columns])
+    own = np.isin(parts, hit[hit > 0])
+    return own if own.any() else inside
 
 
 def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
