@@ -67,6 +67,15 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (fact.state, fact.value) == (State.BROKEN, "pydicom missing")
 
 
+def test_an_onnx_runtime_of_another_name_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the image for NVIDIA's cards."""
+    version = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: {"onnxruntime": None, "onnxruntime-gpu": "1.26.0"}.get(name, version(name)))
+    fact = environment.packages()[0]
+    assert fact.state is State.OK
+    assert "onnxruntime-gpu 1.26.0" in fact.value
+
+
 def test_port_that_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

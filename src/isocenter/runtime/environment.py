@@ -26,6 +26,8 @@ GIB = 1024**3
 _LEAST_MEMORY, _LITTLE_MEMORY = GIB, 4 * GIB
 _LEAST_DISK, _LITTLE_DISK = GIB // 4, 5 * GIB
 _NEEDED = ("numpy", "scipy", "numba", "SimpleITK", "nibabel", "pydicom", "highdicom", "onnxruntime", "fastapi", "uvicorn")
+#: Packages that hold the same files, so the one installed last wins, and uninstalling one breaks the other. One of them is needed.
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-training")
 _OPTIONAL = ("torch", "openvino", "nnunetv2", "transformers")
 
 
@@ -182,7 +184,8 @@ def version(package: str) -> str | None:
 
 def packages() -> list[Fact]:
     """Needed and optional packages with their versions."""
-    needed = {name: version(name) for name in _NEEDED}
+    runtime = next((name for name in ONNX_RUNTIMES if version(name)), ONNX_RUNTIMES[0])
+    needed = {name: version(name) for name in (runtime if name == ONNX_RUNTIMES[0] else name for name in _NEEDED)}
     missing = [name for name, found in needed.items() if found is None]
     present = ", ".join(f"{name} {found}" for name, found in needed.items() if found)
     facts = [Fact("Packages", present)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from isocenter.models import _onnxruntime
-from isocenter.runtime.environment import version
+from isocenter.runtime.environment import ONNX_RUNTIMES, version
 
 log = structlog.get_logger("isocenter.runtime")
 
@@ -27,8 +27,6 @@ PREFERRED = (
 )
 #: Those that compute on a card that torch calls "cuda".
 ON_CARDS = frozenset(PREFERRED[:4])
-#: Packages that hold the same files, so the one installed last wins, and uninstalling one breaks the other.
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-training")
 
 
 #: What was logged already.
@@ -72,7 +70,7 @@ def engine(wanted: str, device: str, using: Sequence[str]) -> str:
 
 def conflicts() -> list[str]:
     """Installed packages that overwrite each other's ONNX Runtime; empty with one or none."""
-    found = [name for name in _PACKAGES if version(name) is not None]
+    found = [name for name in ONNX_RUNTIMES if version(name) is not None]
     return found if len(found) > 1 else []
 
 
