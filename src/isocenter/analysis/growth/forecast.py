@@ -46,7 +46,7 @@ class Population:
 
 #: Nothing known: rates from halving to doubling in seven weeks within one sd, which hold for about a year.
 BROAD = Population(
-    "no measured population: a broad assumption (0 +- 0.014 a day, slowing by half in a year)", 0.0, 0.014, math.log(2) / 365, 0.0008, 0.05
+    "no measured population: a broad assumption (0 ± 0.014 a day, slowing by half in a year)", 0.0, 0.014, math.log(2) / 365, 0.0008, 0.05
 )
 
 
