@@ -24,6 +24,7 @@ whether its bicubic resizing differs from torch's, which is used here.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,9 +130,10 @@ class BiomedParse:
     def __init__(self) -> None:
         self._child: Child | None = None
         self._context = ModelContext()
+        self._unwanted = threading.Event()
 
     def load(self, context: ModelContext) -> None:
-        """Start the process and have it load the network. Raises `ModelError`, `MemoryLimitError`, `DeadlineError`."""
+        """Start the process and have it load the network. Raises `ModelError`, `MemoryLimitError`, `DeadlineError`, `CancelledError`."""
         from isocenter.models._biomedparse.child import Child
 
         options = dict(context.spec.options) if context.spec else {}
@@ -146,7 +148,7 @@ class BiomedParse:
         self._context = context
         self._child = Child(settings, float(options.get("timeout") or TIMEOUT_S))
         try:
-            self._child.start(QUIET)
+            self._child.start(Run(cancelled=self._unwanted.is_set))
         except BaseException:
             self.close()
             raise
@@ -158,7 +160,8 @@ class BiomedParse:
             self._child = None
 
     def abort(self) -> None:
-        """End the process from another thread: the call that runs fails, and its memory is back."""
+        """End the process from another thread: the call that runs, or the loading, fails, and its memory is back."""
+        self._unwanted.set()  # a process that is about to be started is not seen yet
         child = self._child
         if child is not None:
             child.kill()

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,15 +37,16 @@ class Loader:
         self._instances = itertools.count()
         self.create = create
 
-    def loaded(self, spec: ModelSpec, held: Held) -> Loaded:
-        """The model of a granted claim, loaded by the first who holds it."""
+    def loaded(self, spec: ModelSpec, held: Held, watched: Callable[[Model], AbstractContextManager[None]]) -> Loaded:
+        """The model of a granted claim, loaded by the first who holds it. watched: entered while the model loads."""
         resident, rung = held.resident, held.rung
         with resident.loading:
             if resident.value is None or resident.value.closed.is_set():
                 started = time.perf_counter()
                 count = meter(self._fleet.device(rung.device)) if held.alone else None
                 model = self.create(spec)
-                model.load(self._context(spec, rung))
+                with watched(model):
+                    model.load(self._context(spec, rung))
                 loaded = Loaded(model, f"{spec.id}#{next(self._instances)}")
                 for _, claim in held.claims:
                     if claim.resident is not None:

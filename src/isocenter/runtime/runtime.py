@@ -25,7 +25,7 @@ from isocenter.runtime.environment import size
 from isocenter.runtime.fleet import Fleet, Held
 from isocenter.runtime.ladder import AskedRun, Attempt, attempts, trouble
 from isocenter.runtime.ledger import DeviceLostError
-from isocenter.runtime.loading import Loaded, Loader
+from isocenter.runtime.loading import Loader
 from isocenter.runtime.options import Options
 from isocenter.runtime.precision import Rung
 from isocenter.runtime.slices import Batches, batch_size
@@ -261,11 +261,8 @@ class Runtime:
         rung = attempt.rung
         with self.fleet.hold(spec, rung, unwanted) as held, contextlib.ExitStack() as stack:
             began.append(time.monotonic())
-            loaded = self._loader.loaded(spec, held)
-            if job is not None:
-                abandon = partial(self._abandon, held, loaded)
-                job.on_abandon.append(abandon)
-                stack.callback(job.on_abandon.remove, abandon)
+            loaded = self._loader.loaded(spec, held, partial(_abandonable, job, held))
+            stack.enter_context(_abandonable(job, held, loaded.model))
             measured = self._loader.measure(spec, held)
             asked = AskedRun(run.progress, unwanted, attempt.batch, attempt.tile)
             size = sum(rung.need(name) for name in {rung.device, *rung.shares})
@@ -282,10 +279,27 @@ class Runtime:
                 self.observe("first_answer", spec.id, time.perf_counter() - started)
             measured()
 
-    def _abandon(self, held: Held, loaded: Loaded) -> None:
-        """Its time is over: nobody is to use this copy again, and a child process is ended."""
-        held.discard()
-        abort = getattr(loaded.model, "abort", None)
-        if abort is not None:
-            with contextlib.suppress(Exception):
-                abort()
+
+@contextlib.contextmanager
+def _abandonable(job: Job[Any] | None, held: Held, model: Model) -> Iterator[None]:
+    """While a job has a model load or answer: when the job's time is over, the model is given up. Raises `CancelledError` where it is already."""
+    if job is None:
+        yield
+        return
+    abandon = partial(_abandon, held, model)
+    job.on_abandon.append(abandon)
+    try:
+        if job.unwanted.is_set():  # whoever said so may have looked before there was anything to give up
+            raise CancelledError("the work was cancelled")
+        yield
+    finally:
+        job.on_abandon.remove(abandon)
+
+
+def _abandon(held: Held, model: Model) -> None:
+    """Its time is over: nobody is to use this copy again, and a child process is ended."""
+    held.discard()
+    abort = getattr(model, "abort", None)
+    if abort is not None:
+        with contextlib.suppress(Exception):
+            abort()

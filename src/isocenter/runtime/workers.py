@@ -104,7 +104,7 @@ class Workers:
             left = list(self._running)
         for job in left:
             job.unwanted.set()
-            for abandon in job.on_abandon:
+            for abandon in tuple(job.on_abandon):
                 abandon()
 
     def _start(self) -> None:
@@ -187,5 +187,5 @@ class Workers:
                             f"the model gave no answer within {seconds:g} seconds and was given up; ISOCENTER_INFERENCE_TIMEOUT is the limit"
                         )
                     )
-                for abandon in job.on_abandon:
+                for abandon in tuple(job.on_abandon):
                     abandon()

@@ -53,7 +53,7 @@ class Child:
         self._said: Queue[Any] = Queue()
 
     def start(self, run: Run) -> None:
-        """Start it and load the network, unless it is there."""
+        """Start it and load the network, unless it is there. Raises `CancelledError`, `DeadlineError` and what keeps it from loading."""
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
@@ -65,6 +65,9 @@ class Child:
         self._process = subprocess.Popen(  # noqa: S603 - our own script
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
+        if run.cancelled():  # before `kill` could see the process
+            self.stop()
+            raise CancelledError("the work was cancelled")
         self._said = Queue()
         threading.Thread(target=_listen, args=(self._process, self._said), daemon=True, name="biomedparse").start()
         self._ask({"do": "load", **self._settings}, None, run)

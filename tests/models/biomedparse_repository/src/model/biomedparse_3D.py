@@ -19,6 +19,8 @@ class BiomedParseModel(nn.Module):  # type: ignore[misc]
         print("a line on the standard output, as libraries print them", flush=True)
 
     def load_pretrained(self, path: str) -> Any:
+        while Path(path).with_name("hang").exists():
+            time.sleep(0.05)
         state = torch.load(Path(path), map_location="cpu", weights_only=True)["state_dict"]
         return self.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, strict=False)
 
