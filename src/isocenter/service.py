@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -395,8 +395,9 @@ class Service:
 
         That compiles their kernels and imports what they need, so that the first client does not wait for it.
         """
-        compile_ahead(stop=self._closing)
-        compile_ahead("isocenter.analysis.warm", stop=self._closing)
+        with ThreadPoolExecutor(2) as both:  # a core each; the second begins with what the first comes to last
+            both.submit(compile_ahead, stop=self._closing)
+            both.submit(compile_ahead, "isocenter.models._graphcut.maxflow", "isocenter.analysis.warm", stop=self._closing)
         if self._closing.is_set():
             return
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64

@@ -45,11 +45,12 @@ def compile_ahead(*callers: str, stop: threading.Event | None = None) -> None:
     place = folder()
     if place is None:
         return
-    program = "".join(f"import {name}\n{name}.warm()\n" for name in callers) or _MODELS
-    name = "".join(f"{name.removeprefix('isocenter.')}-" for name in callers)
-    done = place / f"compiled-{name}{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
-    if done.exists():
+    versions = f"{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
+    marks = {name: place / f"compiled-{name.removeprefix('isocenter.')}{'-' if name else ''}{versions}" for name in callers or ("",)}
+    left = [name for name, mark in marks.items() if not mark.exists()]
+    if not left:
         return
+    program = "".join(f"import {name}\n{name}.warm()\n" if name else _MODELS for name in left)
     stop = stop or threading.Event()
     if stop.is_set():
         return
@@ -65,4 +66,5 @@ def compile_ahead(*callers: str, stop: threading.Event | None = None) -> None:
     if process.poll() is None:
         process.kill()
     if process.wait() == 0:
-        done.touch()
+        for name in left:
+            marks[name].touch()
