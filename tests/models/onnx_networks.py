@@ -16,6 +16,8 @@ from isocenter.core.model import ModelContext, ModelSpec
 from isocenter.models import onnx_volume
 
 Weights = dict[str, NDArray[np.float32]]
+#: The input of a network of slices.
+SLICES = ("n", 1, "h", "w")
 
 
 def port(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
@@ -37,15 +39,15 @@ def model(
     return data
 
 
-def conv(name: str, source: str, target: str, *, dilation: int = 1, stride: int = 1, kernel: int = 3) -> onnx.NodeProto:
+def conv(name: str, source: str, target: str, *, dilation: int = 1, stride: int = 1, kernel: int = 3, axes: int = 3) -> onnx.NodeProto:
     pad = (kernel - 1) // 2 * dilation
-    sizes = {"kernel_shape": [kernel] * 3, "dilations": [dilation] * 3, "strides": [stride] * 3, "pads": [pad] * 6}
+    sizes = {"kernel_shape": [kernel] * axes, "dilations": [dilation] * axes, "strides": [stride] * axes, "pads": [pad] * 2 * axes}
     return helper.make_node("Conv", [source, f"{name}.w", f"{name}.b"], [target], **sizes)
 
 
-def random(rng: np.random.Generator, name: str, before: int, after: int, kernel: int = 3, scale: float = 1.0) -> Weights:
-    size = (after, before, kernel, kernel, kernel)
-    weight = rng.normal(0, scale / np.sqrt(before * kernel**3), size).astype(np.float32)
+def random(rng: np.random.Generator, name: str, before: int, after: int, kernel: int = 3, scale: float = 1.0, axes: int = 3) -> Weights:
+    size = (after, before, *(kernel,) * axes)
+    weight = rng.normal(0, scale / np.sqrt(before * kernel**axes), size).astype(np.float32)
     return {f"{name}.w": weight, f"{name}.b": rng.normal(0, 0.1, after).astype(np.float32)}
 
 
@@ -64,29 +66,31 @@ def chain(classes: int = 3, channels: int = 4, dilations: Sequence[int] = (1, 2,
 
 
 def unet(classes: int = 3, seed: int = 0, image: Sequence[int | str] = (1, 1, "d", "h", "w"), sigmoid: bool = False) -> bytes:
-    """One step down and up with a skip connection; sizes must be even."""
+    """One step down and up with a skip connection; sizes must be even. Of slices where `image` has four axes."""
     rng = np.random.default_rng(seed)
-    weights = random(rng, "a", 1, 4) | random(rng, "down", 4, 6) | random(rng, "out", 8, classes, kernel=1, scale=3)
-    weights |= {"up.w": rng.normal(0, 0.4, (6, 4, 2, 2, 2)).astype(np.float32), "up.b": np.zeros(4, np.float32)}
+    axes = len(image) - 2
+    weights = random(rng, "a", 1, 4, axes=axes) | random(rng, "down", 4, 6, axes=axes) | random(rng, "out", 8, classes, kernel=1, scale=3, axes=axes)
+    weights |= {"up.w": rng.normal(0, 0.4, (6, 4, *(2,) * axes)).astype(np.float32), "up.b": np.zeros(4, np.float32)}
     nodes = [
-        conv("a", "image", "a"),
+        conv("a", "image", "a", axes=axes),
         helper.make_node("Relu", ["a"], ["skip"]),
-        conv("down", "skip", "b", stride=2),
+        conv("down", "skip", "b", stride=2, axes=axes),
         helper.make_node("Relu", ["b"], ["low"]),
-        helper.make_node("ConvTranspose", ["low", "up.w", "up.b"], ["high"], kernel_shape=[2, 2, 2], strides=[2, 2, 2]),
+        helper.make_node("ConvTranspose", ["low", "up.w", "up.b"], ["high"], kernel_shape=[2] * axes, strides=[2] * axes),
         helper.make_node("Concat", ["skip", "high"], ["both"], axis=1),
-        conv("out", "both", "logits" if sigmoid else "scores", kernel=1),
+        conv("out", "both", "logits" if sigmoid else "scores", kernel=1, axes=axes),
     ]
     if sigmoid:
         nodes.append(helper.make_node("Sigmoid", ["logits"], ["scores"]))
-    return model(nodes, weights, image=image, scores=(1, classes, *image[2:]))
+    return model(nodes, weights, image=image, scores=(image[0], classes, *image[2:]))
 
 
 def pointwise(classes: int, image: Sequence[int | str] = (1, 1, "d", "h", "w")) -> bytes:
     """Class k scores k v - k²/2, so that the best class is the value v rounded."""
     values: NDArray[np.float32] = np.arange(classes, dtype=np.float32)
-    weights: Weights = {"out.w": values.reshape(-1, 1, 1, 1, 1), "out.b": (-np.square(values) / 2).astype(np.float32)}
-    return model([conv("out", "image", "scores", kernel=1)], weights, image=image, scores=(1, classes, *image[2:]))
+    axes = len(image) - 2
+    weights: Weights = {"out.w": values.reshape(-1, 1, *(1,) * axes), "out.b": (-np.square(values) / 2).astype(np.float32)}
+    return model([conv("out", "image", "scores", kernel=1, axes=axes)], weights, image=image, scores=(image[0], classes, *image[2:]))
 
 
 def config(classes: int = 3, **parameters: Any) -> dict[str, Any]:

@@ -119,7 +119,17 @@ def test_networks_of_another_shape(tmp_path: Path) -> None:
     many = nets.model([helper.make_node("Identity", ["image"], ["scores"])], {}, image=(1, 4, "d", "h", "w"), scores=(1, 4, "d", "h", "w"))
     assert "2 inputs" in refused(tmp_path / "two", two, nets.config())
     assert "channels last" in refused(tmp_path / "last", last_fixed, nets.config())
-    assert refused(tmp_path / "flat", flat, nets.config())
+    assert "patch_size must be two numbers [Y, X]" in refused(tmp_path / "flat", flat, nets.config(1))
+    assert "patch_size must be three numbers [Z, Y, X]" in refused(tmp_path / "deep", nets.unet(), nets.config(patch_size=[16, 16]))
+    slices = nets.unet(image=("n", 1, 16, 16))
+    assert "patch_size [32, 32], but the network takes [16, 16]" in refused(tmp_path / "slice", slices, nets.config(patch_size=[32, 32]))
+    assert "5 classes, its config.json says 3" in refused(tmp_path / "names", nets.unet(5, image=nets.SLICES), nets.config(patch_size=[8, 8]))
+    colours = nets.model([helper.make_node("Identity", ["image"], ["scores"])], {}, image=("n", 3, "h", "w"), scores=("n", 3, "h", "w"))
+    assert "3 channels" in refused(tmp_path / "colours", colours, nets.config(patch_size=[8, 8]))
+    assert "8 slices at once" in refused(tmp_path / "eight", nets.unet(image=(8, 1, "h", "w")), nets.config(patch_size=[8, 8]))
+    tiled = nets.config(inference="fully_convolutional", patch_size=[16, 16])
+    assert "one size of input only" in refused(tmp_path / "tiled", slices, tiled)
+    assert '"halo"' in refused(tmp_path / "near", nets.unet(image=nets.SLICES), tiled)
     assert "4 channels" in refused(tmp_path / "many", many, nets.config())
     assert "5 classes, its config.json says 3" in refused(tmp_path / "classes", nets.unet(5), nets.config(3))
     fixed = nets.unet(3, image=(1, 1, 16, 16, 16))
@@ -166,7 +176,14 @@ def test_a_patch_that_the_network_cannot_take(tmp_path: Path, engine: str) -> No
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "multitalent"}, "model_type"),
     ({"model_parameters": []}, "model_parameters"),
-    ({"model_parameters": {"patch_size": [1, 2]}}, "patch_size"),
+    ({"model_parameters": {"patch_size": [1, 2, 3, 4]}}, r"three numbers \[Z, Y, X\], or two \[Y, X\]"),
+    ({"model_parameters": {"patch_size": [8]}}, "patch_size"),
+    ({"model_parameters": {"patch_size": [8, 0]}}, "patch_size"),
+    ({"model_parameters": {"patch_size": [8, 8], "spacing": [1, 1, 1]}}, r"spacing must be two numbers \[Y, X\], as patch_size has two"),
+    ({"model_parameters": {"patch_size": [8, 8, 8], "spacing": [1, 1]}}, r"spacing must be three numbers \[Z, Y, X\]"),
+    ({"model_parameters": {"patch_size": [8, 8], "spacing": [0, 1]}}, "spacing must be two numbers of"),
+    ({"model_parameters": {"patch_size": [8, 8], "halo": [1, 1, 1]}}, "halo"),
+    ({"model_parameters": {"patch_size": [8, 8], "mirror_axes": [2]}}, r"0 \(y\) and 1 \(x\)"),
     ({"model_parameters": {"patch_size": [0, 2, 2]}}, "patch_size"),
     ({"model_parameters": {"patch_size": [1.5, 2, 2]}}, "patch_size"),
     ({"model_parameters": {"patch_size": ["a", 2, 2]}}, "patch_size"),

@@ -351,6 +351,7 @@ def test_slices_at_once_by_memory(gigabytes: float, asked: int, setting: int, ba
     cards = (gigabytes * 10**9 / GIB,) if gigabytes else ()
     with running(machine(*cards), batch=setting) as (runtime, _), runtime.lease(spec("a", 1, task=Task.TEXT), batch=asked) as lease:
         assert lease.run.batch == batch
+        assert asked or runtime.together(spec("b", 1, together=True)) == batch, "so are the slices of a 2-D network"
 
 
 def test_a_model_of_the_processor_makes_nobody_look_for_cards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Volumetric ONNX networks with an nnU-Net style `config.json`: any network that maps a volume to scores by class.
+"""ONNX networks with an nnU-Net style `config.json`: any network that maps a volume, or slices, to scores by class.
 
 For exports of nnU-Net (sliding window), MeshNet and other fully convolutional networks (whole or in tiles that bring their
-surroundings along, never blended), and networks of one fixed input size. Tried with the published weights of MeshNet
+surroundings along, never blended), and networks of one fixed input size; volumetric, or of slices (a patch of two numbers), which
+take a volume's slices or pictures of several clients as their batch. Tried with the published weights of MeshNet
 (`model5_gw_ae`, `model18cls`, `subcortical`) and of deepbrain, and with random networks against MONAI's sliding window. The
 configuration's keys are in docs/models-onnx.md.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ _WINDOW: Shape = (128, 128, 128)
 _WHOLE_BYTES, _DEVICE_BYTES = 700 * 1024**2, 8 * 1024**3
 #: Guess of the memory of a network's activations, a voxel of its window; measured peaks correct it.
 _ACTIVATION_BYTES = 256
+#: Slices at once that a network of slices is counted with.
+_SLICES = 4
 
 
 def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
@@ -53,7 +56,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
     known = next((file.sha256 for file in entry.files if file.name == path.name), None) if entry else None
     size = path.stat().st_size
     patch = plan.patch or _WINDOW
-    voxels = math.prod(patch)
+    voxels = math.prod(patch) * (_SLICES if plan.flat else 1)
     scratch = voxels * (_ACTIVATION_BYTES + 8 * plan.classes) + 4 * plan.classes * patch[0] * 256 * 256
     # OpenVINO alone computes in bfloat16, which is quicker on some networks, and slower and worse on others.
     precisions = ("float32", "bfloat16") if importlib.util.find_spec("openvino") else ("float32",)
@@ -64,7 +67,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         factory="isocenter.models.onnx_volume:OnnxVolume",
         description=(entry.description if entry else "") or plan.about.get("description", f"ONNX network with {len(plan.labels)} classes"),
         modalities=(plan.modality,) if plan.modality else (),
-        dimensions=(3,),
+        dimensions=(2, 3) if plan.flat else (3,),
         labels=plan.labels,
         synonyms=plan.synonyms,
         options=_options(plan),
@@ -77,6 +80,7 @@ def offer(folder: Path, entry: Entry | None = None) -> ModelSpec:
         scratch_bytes=dict.fromkeys(precisions, scratch),
         insisted=precisions[1:],
         devices=("cpu", "cuda"),
+        together=plan.flat,
     )
 
 
@@ -93,7 +97,7 @@ class OnnxVolume:
 
     def load(self, context: ModelContext) -> None:
         """Open the network and compare it with its configuration. Raises `ModelError` where they do not fit each other."""
-        from isocenter.models._onnx import chain, engine, threads
+        from isocenter.models._onnx import chain, engine, slices, threads
 
         folder = context.weights
         raw = config.read(folder)
@@ -106,11 +110,12 @@ class OnnxVolume:
         self._context = context
         self._stream: Stream | None = None
         whole = plan.inference is Inference.FULLY_CONVOLUTIONAL
-        self._chain = chain.find(path) if whole and plan.tile is None else None
+        self._chain = chain.find(path) if whole and plan.tile is None and not plan.flat else None
         reach = self._chain.halo if self._chain else (0, 0, 0)
         z, y, x = (max(a, b) for a, b in zip(reach, plan.halo or (0, 0, 0), strict=True))
         self._halo = (z, y, x)
-        self._engine: Engine = engine.make(path, context)
+        made = engine.make(path, context, flat=plan.flat)
+        self._engine: Engine = slices.SliceEngine(made) if plan.flat else made
         try:
             self._patch = _fits(plan, self._engine.image, self._engine.scores)
             if whole and plan.halo is None and self._chain is None:
@@ -130,31 +135,76 @@ class OnnxVolume:
     def segment(self, volume: Volume, *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> LabelMap:
         """The label map on the volume's own voxels.
 
-        options: `step_size`, `use_gaussian` and `use_tta` of a sliding window, `keep_largest`. Raises `UnsupportedError` for a
-        scan of another modality or a single slice, `UsageError` for an option that is not known, `ModelError` for a network
-        that answers with values that are no numbers.
+        options: `step_size`, `use_gaussian` and `use_tta` of a sliding window, `keep_largest`. A network of slices takes
+        `run.batch` of them at once. Raises `UnsupportedError` for a scan of another modality, or a single slice where the
+        network is volumetric, `UsageError` for an option that is not known, `ModelError` for a network that answers with
+        values that are no numbers.
         """
+        chosen, notes = _checked(options or {}, _options(self._plan)), _suits(self._plan, volume)
+        run.check(0.0, "preparing the scan")
+        part = self._part(volume, notes)
+        if self._plan.flat:
+            name = self._sliced([part], chosen, run)
+        elif self._plan.inference is Inference.SLIDING_WINDOW:
+            name = self._blend(part.scene, part.inside, chosen, run)
+        elif self._streams(part.scene, run):
+            name = self._streamed(part.scene, part.inside, run)
+        else:
+            name = self._tiled(part.scene, part.inside, run)
+        answer = self._answer(part, name, chosen, run)
+        run.check(1.0, "done")
+        return answer
+
+    def segment_pictures(self, volumes: Sequence[Volume], *, options: Mapping[str, Any] | None = None, run: Run = QUIET) -> list[LabelMap]:
+        """For each volume of one slice what `segment` says of it alone; a network of slices sees those of one size together.
+
+        Raises as `segment`, for all of them.
+        """
+        chosen = _checked(options or {}, _options(self._plan))
+        run.check(0.0, "preparing the pictures")
+        parts = [self._part(volume, _suits(self._plan, volume)) for volume in volumes]
+        alike: dict[tuple[int, ...], list[_Part]] = {}
+        for part in parts:
+            alike.setdefault(part.scene.shape[1:], []).append(part)
+        name = self._engine.name
+        for group in alike.values():
+            name = self._sliced(group, chosen, run)
+        return [self._answer(part, name, chosen, run) for part in parts]
+
+    def _part(self, volume: Volume, notes: tuple[str, ...]) -> _Part:
         from isocenter.models._onnx.scene import prepare
 
-        plan, chosen = self._plan, _checked(options or {}, _options(self._plan))
-        notes = _suits(plan, volume)
-        run.check(0.0, "preparing the scan")
-        scene = prepare(volume, plan, self._patch, self._threads)
-        mask = np.zeros(volume.shape, np.uint8 if plan.classes <= 256 else np.uint16)
-        inside = reorient(mask, volume.grid, plan.orientation)[scene.box]
-        if plan.inference is Inference.SLIDING_WINDOW:
-            name = self._blend(scene, inside, chosen, run)
-        elif self._streams(scene, run):
-            name = self._streamed(scene, inside, run)
-        else:
-            name = self._tiled(scene, inside, run)
+        scene = prepare(volume, self._plan, self._patch, self._threads)
+        mask = np.zeros(volume.shape, np.uint8 if self._plan.classes <= 256 else np.uint16)
+        return _Part(scene, mask, reorient(mask, volume.grid, scene.orientation)[scene.box], (*notes, *scene.notes))
+
+    def _answer(self, part: _Part, name: str, chosen: Mapping[str, Any], run: Run) -> LabelMap:
+        plan = self._plan
         if chosen["keep_largest"]:
             from isocenter.models._onnx.components import keep_largest
 
             names = plan.largest or tuple(label.name for label in plan.labels)
-            keep_largest(mask, [label.value for label in plan.labels if label.name in names], run)
-        run.check(1.0, "done")
-        return LabelMap(mask, plan.labels, notes=(*notes, *scene.notes, f"computed with {name}"))
+            keep_largest(part.mask, [label.value for label in plan.labels if label.name in names], run)
+        return LabelMap(part.mask, plan.labels, notes=(*part.notes, f"computed with {name}"))
+
+    def _sliced(self, parts: Sequence[_Part], chosen: Mapping[str, Any], run: Run) -> str:
+        """The slices of all parts, whose scenes are equally large in plane, through a network of slices."""
+        from isocenter.models._onnx import slices, tiles, windows
+
+        plan = self._plan
+        work = np.concatenate([part.scene.work for part in parts]) if len(parts) > 1 else parts[0].scene.work
+        sink = slices.SinkRow([(self._sink(part.scene, part.inside, 0), len(part.scene.work)) for part in parts])
+        network, deep = _Checked(self._engine, plan), slices.depth(len(work), run.batch)
+        if plan.inference is Inference.SLIDING_WINDOW:
+            blend = windows.Blend(work, (deep, *self._patch[1:]), 0, network, sink, self._threads, flat=True)
+            mirror = plan.mirror if chosen["use_tta"] else ()
+            blend.run(float(chosen["step_size"]), gaussian=bool(chosen["use_gaussian"]), even=plan.even, mirror=mirror, run=run)
+            return self._engine.name
+        size = (deep, *work.shape[1:])
+        if plan.inference is not Inference.FIXED:
+            size = (deep, *tiles.core((deep, *work.shape[1:]), self._halo, plan.multiple, run.tile, plan.tile)[1:])
+        tiles.run_tiles(work, size, self._halo, plan.multiple, network, sink, run)
+        return self._engine.name
 
     def _sink(self, scene: Scene, inside: NDArray[Any], axis: int) -> Sink:
         """axis: 0 when slices come along z, 1 along y."""
@@ -204,6 +254,16 @@ class OnnxVolume:
         return self._engine.name
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A scan on its way. mask: the answer on its voxels; inside: the view of it that the scene's voxels fill; notes: for the reader."""
+
+    scene: Scene
+    mask: NDArray[Any]
+    inside: NDArray[Any]
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class _Checked:
     """An engine whose answers have the classes that the configuration names."""
@@ -238,7 +298,8 @@ def _fits(plan: Plan, image: tuple[int | None, ...], scores: tuple[int | None, .
         raise ModelError("config.json: a network of free input size that is run as fixed needs model_parameters.patch_size, its [Z, Y, X]")
     patch = tuple(n or wanted for n, wanted in zip(sizes, default or (0, 0, 0), strict=True))
     if plan.patch is not None and patch != plan.patch:
-        raise ModelError(f"config.json says patch_size {list(plan.patch)}, but the network takes [{', '.join(str(n or 'any') for n in sizes)}]")
+        own = [str(n or "any") for n in sizes[plan.flat :]]
+        raise ModelError(f"config.json says patch_size {list(plan.patch[plan.flat :])}, but the network takes [{', '.join(own)}]")
     return patch[0], patch[1], patch[2]
 
 
@@ -258,7 +319,7 @@ def _checked(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
 
 def _suits(plan: Plan, volume: Volume) -> tuple[str, ...]:
     """What is to be said of a scan that may be of the wrong kind. Raises `UnsupportedError` for one that certainly is."""
-    if min(volume.shape) < 2:
+    if min(volume.shape) < 2 and not plan.flat:
         raise UnsupportedError("the model takes volumes, not a single slice; send the whole series")
     if not plan.modality or volume.modality == plan.modality:
         return ()

@@ -223,7 +223,8 @@ class Runtime:
         """Slices at once: as asked for, as set, or by the device's memory; other things at once by the profile."""
         if asked or self.options.batch:
             return asked or self.options.batch
-        if spec.task in (Task.DESCRIBE, Task.NARRATE, Task.SEGMENT) and set(spec.devices) - {"cpu"}:
+        slices = spec.task is Task.SEGMENT and spec.together  # a 2-D network's
+        if spec.task in (Task.DESCRIBE, Task.NARRATE, Task.SEGMENT) and not slices and set(spec.devices) - {"cpu"}:
             return self.fleet.profile.batch
         return batch_size(None if rung.device == "cpu" else self.fleet.ledger(rung.device).capacity)
 

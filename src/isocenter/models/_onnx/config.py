@@ -52,6 +52,7 @@ class Plan:
 
     orientation: where the network's x, y, z point in the patient. patch: the window, or the input of a fixed network; None:
     what the network says. spacing: None leaves the scan's own. properties: intensities of the training data (mean, std, percentiles).
+    flat: the network takes slices; `patch`, `halo` and `tile` are one slice deep, the spacing of slices is the scan's own.
     classes: channels of the output, background among them; 1 for a single probability or logit that is cut at `threshold`.
     halo: how far a fully convolutional network looks around each voxel. multiple: its input's sizes must be multiples of it.
     step: distance of windows as a part of `patch`; even: spread evenly (nnU-Net) or each a step on (MONAI).
@@ -83,6 +84,7 @@ class Plan:
     crop: bool
     synonyms: Mapping[str, str]
     about: Mapping[str, str]
+    flat: bool = False
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -119,11 +121,13 @@ def parse(raw: Mapping[str, Any], network: str) -> Plan:
     channel = _mapping(channels, "0") if isinstance(channels, Mapping) else {}
     labels, classes = _classes(dataset)
     post = _mapping(raw, "postprocessing")
+    given = parameters.get("patch_size")
+    flat = isinstance(given, list) and len(given) == 2
     return Plan(
         network=network,
         inference=inference,
-        patch=_shape(parameters, "patch_size", None),
-        spacing=None if inference is Inference.FIXED else _spacing(parameters),
+        patch=_shape(parameters, "patch_size", flat=flat),
+        spacing=None if inference is Inference.FIXED else _spacing(parameters, flat),
         orientation=_orientation(parameters.get("orientation", "LPS")),
         scheme=scheme,
         properties=_numbers(_mapping(channel, "foreground_properties") or _mapping(parameters, "normalization_parameters")),
@@ -132,18 +136,19 @@ def parse(raw: Mapping[str, Any], network: str) -> Plan:
         classes=classes,
         threshold=_number(parameters, "threshold", 0.5, -1e6, 1e6),
         modality=_modality(raw, dataset, channel, scheme),
-        halo=_shape(parameters, "halo", None, least=0),
+        halo=_shape(parameters, "halo", flat=flat, least=0, slices=0),
         multiple=int(_number(parameters, "size_multiple", 1, 1, 1024)),
-        tile=_shape(parameters, "tile_size", None),
+        tile=_shape(parameters, "tile_size", flat=flat),
         step=_number(parameters, "step_size", 0.5, 0.05, 1),
         gaussian=bool(parameters.get("use_gaussian", True)),
         even=str(parameters.get("window_placement", "even")) != "dense",
-        mirror=_axes(parameters.get("mirror_axes", [0, 1, 2])),
+        mirror=_axes(parameters, flat),
         mirrored=bool(parameters.get("use_tta", False)),
         largest=_largest(post.get("keep_largest", []), labels),
         crop=bool(parameters.get("crop_to_nonzero", inference is Inference.SLIDING_WINDOW)),
         synonyms={str(word): str(name) for word, name in _mapping(dataset, "synonyms").items()},
         about={key: str(raw[key]) for key in ("name", "version", "description", "license", "licence", "citation") if raw.get(key)},
+        flat=flat,
     )
 
 
@@ -168,32 +173,41 @@ def _numbers(raw: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in raw.items() if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
 
 
-def _three(raw: Mapping[str, Any], key: str) -> list[float] | None:
-    value = raw.get(key)
+def _axis_values(raw: Mapping[str, Any], key: str, flat: bool) -> list[float] | None:
+    """A number an axis: [Z, Y, X], or [Y, X] of a network of slices."""
+    value, count = raw.get(key), 2 if flat else 3
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 3 or len(_numbers({str(i): v for i, v in enumerate(value)})) != 3:
-        raise ModelError(f"config.json: {key} must be three numbers [Z, Y, X]")
+    if not isinstance(value, list) or len(value) != count or len(_numbers({str(i): v for i, v in enumerate(value)})) != count:
+        if key == "patch_size":
+            raise ModelError("config.json: patch_size must be three numbers [Z, Y, X], or two [Y, X] of a network of slices")
+        why = "two numbers [Y, X], as patch_size has two" if flat else "three numbers [Z, Y, X]"
+        raise ModelError(f"config.json: {key} must be {why}")
     return [float(v) for v in value]
 
 
-def _shape(raw: Mapping[str, Any], key: str, default: Shape | None, *, least: int = 1) -> Shape | None:
+def _shape(raw: Mapping[str, Any], key: str, *, flat: bool, least: int = 1, slices: int = 1) -> Shape | None:
+    """slices: the size across the slices of a network that takes these."""
     value = raw.get(key)
-    sizes = _three({key: [value] * 3} if isinstance(value, int) and not isinstance(value, bool) else raw, key)
+    single = isinstance(value, int) and not isinstance(value, bool)
+    sizes = _axis_values({key: [value] * (2 if flat else 3)} if single else raw, key, flat)
     if sizes is None:
-        return default
+        return None
     if any(n != int(n) or not least <= n <= 4096 for n in sizes):
         raise ModelError(f"config.json: {key} must be whole numbers of {least} to 4096")
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+    z, y, x = [slices, *sizes] if flat else sizes
+    return int(z), int(y), int(x)
 
 
-def _spacing(raw: Mapping[str, Any]) -> Triple | None:
+def _spacing(raw: Mapping[str, Any], flat: bool) -> Triple | None:
     if "spacing" in raw and raw["spacing"] is None:
         return None
-    value = _three(raw, "spacing") or [1.0, 1.0, 1.0]
+    value = _axis_values(raw, "spacing", flat) or [1.0, 1.0, 1.0][flat:]
     if min(value) < 0.01 or max(value) > 100:
-        raise ModelError("config.json: spacing must be three numbers of 0.01 to 100 mm [Z, Y, X], or null for the scan's own")
-    return value[0], value[1], value[2]
+        kind = "two numbers of 0.01 to 100 mm [Y, X]" if flat else "three numbers of 0.01 to 100 mm [Z, Y, X]"
+        raise ModelError(f"config.json: spacing must be {kind}, or null for the scan's own")
+    z, y, x = [1.0, *value] if flat else value
+    return z, y, x
 
 
 def _orientation(value: Any) -> str:
@@ -251,10 +265,14 @@ def _modality(raw: Mapping[str, Any], dataset: Mapping[str, Any], channel: Mappi
     return known or ("CT" if scheme is Scheme.CT else "")
 
 
-def _axes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not set(value) <= {0, 1, 2}:
-        raise ModelError("config.json: mirror_axes must be a list of 0 (z), 1 (y) and 2 (x)")
-    return tuple(sorted(set(value)))
+def _axes(raw: Mapping[str, Any], flat: bool) -> tuple[int, ...]:
+    """Axes of mirroring among (z, y, x); a network of slices counts its own, 0 for y and 1 for x."""
+    count = 2 if flat else 3
+    value = raw.get("mirror_axes", list(range(count)))
+    if not isinstance(value, list) or not all(isinstance(axis, int) and 0 <= axis < count for axis in value):
+        names = "0 (y) and 1 (x)" if flat else "0 (z), 1 (y) and 2 (x)"
+        raise ModelError(f"config.json: mirror_axes must be a list of {names}")
+    return tuple(sorted({axis + flat for axis in value}))
 
 
 def _largest(value: Any, labels: Sequence[Label]) -> tuple[str, ...]:

@@ -30,14 +30,17 @@ class Engine(Protocol):
     scores: tuple[int | None, ...]
 
     def run(self, image: Image) -> Image:
-        """Scores (1, C, z, y, x) of an image (1, 1, z, y, x); valid until the next call. One call at a time."""
+        """Scores (1, C, z, y, x) of an image (1, 1, z, y, x), or (n, C, y, x) of slices (n, 1, y, x); valid until the next call.
+
+        One call at a time.
+        """
 
     def close(self) -> None:
         """Give the memory back."""
 
 
-def make(network: Path | bytes, context: ModelContext, *, channels: int = 1) -> Engine:
-    """An engine for a file, or for a network in memory. channels: of its input.
+def make(network: Path | bytes, context: ModelContext, *, channels: int = 1, flat: bool = False) -> Engine:
+    """An engine for a file, or for a network in memory. channels: of its input. flat: it takes slices, (n, 1, y, x).
 
     "auto" is OpenVINO on the processor where it is installed, else ONNX Runtime. Raises `ModelError` for a file that is
     damaged or holds another kind of network.
@@ -48,8 +51,8 @@ def make(network: Path | bytes, context: ModelContext, *, channels: int = 1) -> 
     if chosen == "openvino":
         if context.device != "cpu":
             raise ModelError("OpenVINO runs networks on the processor only; choose the engine onnxruntime for a GPU")
-        return OpenVinoEngine(network, context, channels)
-    return OrtEngine(network, context, channels)
+        return OpenVinoEngine(network, context, channels, flat=flat)
+    return OrtEngine(network, context, channels, flat=flat)
 
 
 def providers(context: ModelContext) -> list[str | tuple[str, dict[str, Any]]]:
@@ -92,7 +95,7 @@ def _refusals() -> Iterator[None]:
 class OrtEngine:
     """ONNX Runtime, in float32."""
 
-    def __init__(self, network: Path | bytes, context: ModelContext, channels: int) -> None:
+    def __init__(self, network: Path | bytes, context: ModelContext, channels: int, *, flat: bool = False) -> None:
         onnxruntime = _onnxruntime.load()
 
         options = onnxruntime.SessionOptions()
@@ -111,7 +114,7 @@ class OrtEngine:
         except Exception:
             raise _damaged(network) from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_ports([i.shape for i in inputs], [o.shape for o in outputs], channels)
+        check_ports([i.shape for i in inputs], [o.shape for o in outputs], channels, flat=flat)
         if inputs[0].type not in _TYPES:
             raise ModelError(f"the network takes {inputs[0].type} as input; a volume is float32")
         self._input, self._type, self._output = inputs[0].name, _TYPES[inputs[0].type], outputs[0].name
@@ -141,14 +144,14 @@ class OrtEngine:
 class OpenVinoEngine:
     """OpenVINO on the processor, in float32 or, where it was asked for and the processor has it, bfloat16."""
 
-    def __init__(self, network: Path | bytes, context: ModelContext, channels: int) -> None:
+    def __init__(self, network: Path | bytes, context: ModelContext, channels: int, *, flat: bool = False) -> None:
         try:
             import openvino
         except ImportError:
             raise ModelError("OpenVINO is not installed: pip install 'isocenter[openvino]', or choose the engine onnxruntime") from None
         try:
             model = _openvino.read(network)
-            check_ports([_partial(i) for i in model.inputs], [_partial(o) for o in model.outputs], channels)
+            check_ports([_partial(i) for i in model.inputs], [_partial(o) for o in model.outputs], channels, flat=flat)
             self._compiled, precision = _openvino.compiled(model, context.precision, threads=context.threads)
         except (MemoryError, ModelError):
             raise
@@ -178,20 +181,26 @@ def _sizes(shape: list[Any]) -> tuple[int | None, ...]:
     return tuple(n if isinstance(n, int) and n > 0 else None for n in shape)
 
 
-def check_ports(inputs: list[list[Any]], outputs: list[list[Any]], channels: int) -> None:
-    """Raise `ModelError` for a network that is not one volume in, scores by class out."""
+def check_ports(inputs: list[list[Any]], outputs: list[list[Any]], channels: int, *, flat: bool = False) -> None:
+    """Raise `ModelError` for a network that is not one volume in (flat: slices), scores by class out."""
+    shape = "slices (n, 1, y, x)" if flat else "a volume (1, 1, z, y, x)"
     if len(inputs) != 1:
-        raise ModelError(f"the network takes {len(inputs)} inputs; only networks of one input, a volume (1, 1, z, y, x), can be used")
+        raise ModelError(f"the network takes {len(inputs)} inputs; only networks of one input, {shape}, can be used")
     if not outputs:
         raise ModelError("the network has no output")
     image, scores = _sizes(inputs[0]), _sizes(outputs[0])
-    if len(image) != 5 or len(scores) != 5:
+    axes = 4 if flat else 5
+    if len(image) == len(scores) == 9 - axes:
+        found, said, wanted = ("volumes", "slices", "three numbers [Z, Y, X]") if flat else ("slices", "volumes", "two numbers [Y, X]")
+        raise ModelError(f"the network takes {found}, but its config.json describes one of {said}: patch_size must be {wanted}")
+    if len(image) != axes or len(scores) != axes:
         raise ModelError(
-            f"the network maps {len(image)} axes to {len(scores)}; only volumes (1, 1, z, y, x) to scores (1, classes, z, y, x) can be used"
+            f"the network maps {len(image)} axes to {len(scores)}; only volumes (1, 1, z, y, x) to scores (1, classes, z, y, x), "
+            "or slices (n, 1, y, x) to (n, classes, y, x), can be used"
         )
-    if image[1] != channels and image[4] == 1:
-        raise ModelError("the network wants its channels last, (1, z, y, x, 1); export it with channels first, (1, 1, z, y, x)")
+    if image[1] != channels and image[-1] == 1:
+        raise ModelError("the network wants its channels last; export it with channels first, (1, 1, z, y, x) or (n, 1, y, x)")
     if image[1] not in (channels, None):
         raise ModelError(f"the network takes {image[1]} channels (several scans of one patient); only one is possible here")
     if image[0] not in (1, None):
-        raise ModelError(f"the network takes {image[0]} volumes at once; export it for one, or with a free batch size")
+        raise ModelError(f"the network takes {image[0]} {'slices' if flat else 'volumes'} at once; export it for one, or with a free batch size")

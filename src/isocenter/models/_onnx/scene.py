@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from isocenter.models._onnx.threads import Threads
 
 Ends = tuple[int, int]
+#: Where x, y and z of a slice point that readers look at, by where its normal points.
+_FRONT = {"S": "LPS", "I": "LPS", "P": "LIP", "A": "LIP", "L": "PIL", "R": "PIL"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +27,14 @@ class Scene:
     """All axes are the network's (z, y, x).
 
     work: the voxels as the network takes them, with `pad` zeros around. box: the part of the scan that they show. thick: the
-    axis across thick slices, which are not interpolated. notes: what had to be guessed.
+    axis across thick slices, which are not interpolated. orientation: the network's axes. notes: what had to be guessed.
     """
 
     work: NDArray[np.float32]
     box: tuple[slice, slice, slice]
     pad: tuple[Ends, Ends, Ends]
     thick: int | None
+    orientation: str
     notes: tuple[str, ...]
 
     @property
@@ -43,25 +46,39 @@ class Scene:
 
 def prepare(volume: Volume, plan: Plan, patch: Shape, threads: Threads) -> Scene:
     """Turn, cut, normalise, resample and pad, in this order, as nnU-Net does it. Turning is exact: oblique scans stay oblique."""
-    axes, _ = axes_towards(volume.grid, plan.orientation)
+    orientation = _orientation(volume, plan)
+    axes, _ = axes_towards(volume.grid, orientation)
     z, y, x = (volume.spacing_zyx[axis] for axis in axes)
-    straight = reorient(volume.array, volume.grid, plan.orientation)
+    straight = reorient(volume.array, volume.grid, orientation)
     box = _content(straight) if plan.crop else (slice(0, None), slice(0, None), slice(0, None))
     work, notes = normalise(straight[box], plan, threads)
     size: Shape = (work.shape[0], work.shape[1], work.shape[2])
-    if plan.inference is Inference.FIXED:
+    if plan.flat:
+        wanted = (z, *plan.spacing[1:]) if plan.spacing else None
+        fixed = plan.inference is Inference.FIXED
+        thick, size = 0, (size[0], *patch[1:]) if fixed else resample.shape_at(size, (z, y, x), wanted)
+    elif plan.inference is Inference.FIXED:
         thick, size = None, patch
     else:
         thick, size = resample.thick_axis((z, y, x), plan.spacing), resample.shape_at(size, (z, y, x), plan.spacing)
     work = resample.volume(work, size, thick, threads)
     sliding = plan.inference is Inference.SLIDING_WINDOW
     least = patch if sliding else [-(-n // plan.multiple) * plan.multiple for n in size]
+    least = [size[0], *least[1:]] if plan.flat else least
     missing = [max(want - have, 0) for want, have in zip(least, size, strict=True)]
     # Windows see a small scan in their middle; elsewhere the first voxel stays the first.
     before, row, column = ((n // 2, n - n // 2) if sliding else (0, n) for n in missing)
     if any(missing):
         work = np.pad(work, (before, row, column))
-    return Scene(work, box, (before, row, column), thick, notes)
+    return Scene(work, box, (before, row, column), thick, orientation, notes)
+
+
+def _orientation(volume: Volume, plan: Plan) -> str:
+    """The network's axes; a single slice that lies across them is seen from its front, as readers see it, and not on its edge."""
+    single = [axis for axis in range(3) if volume.shape[axis] == 1]
+    if not plan.flat or len(single) != 1 or axes_towards(volume.grid, plan.orientation)[0][0] == single[0]:
+        return plan.orientation
+    return _FRONT[volume.grid.orientation[2 - single[0]]]
 
 
 def _content(array: NDArray[np.generic]) -> tuple[slice, slice, slice]:

@@ -18,8 +18,7 @@ from isocenter.core.model import Run
 from isocenter.models._onnx.config import Shape
 
 if TYPE_CHECKING:
-    from isocenter.models._onnx.sink import Sink
-    from isocenter.models._onnx.windows import Network
+    from isocenter.models._onnx.windows import Network, Taker
 
 #: Activations of one tile that are aimed at, and how many bytes of them a voxel is taken to need.
 BUDGET_BYTES = 600 * 1024 * 1024
@@ -41,7 +40,7 @@ def core(shape: Shape, halo: Shape, multiple: int, part: float, wanted: Shape | 
     return z, y, x
 
 
-def run_tiles(work: NDArray[np.float32], size: Shape, halo: Shape, multiple: int, network: Network, sink: Sink, run: Run) -> None:
+def run_tiles(work: NDArray[np.float32], size: Shape, halo: Shape, multiple: int, network: Network, sink: Taker, run: Run) -> None:
     """Predict `work` (z, y, x; sizes are multiples of `multiple`) in tiles whose inner part is `size`, and hand the slices on."""
     halo_z, halo_y, halo_x = (-(-h // multiple) * multiple for h in halo)
     grid = [range(0, full, n) for full, n in zip(work.shape, size, strict=True)]

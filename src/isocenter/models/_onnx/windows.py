@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,11 +17,16 @@ from isocenter.models._onnx.config import Shape
 from isocenter.models._onnx.sink import NOT_A_NUMBER
 
 if TYPE_CHECKING:
-    from isocenter.models._onnx.sink import Sink
     from isocenter.models._onnx.threads import Threads
 
 #: Width of the Gaussian as a part of the window, and its floor as a part of its peak.
 SIGMA, FLOOR = 0.125, 1e-3
+
+
+class Taker(Protocol):
+    """What takes finished slices, as `Sink` does."""
+
+    def put(self, scores: NDArray[np.float32], places: Sequence[int], total: NDArray[np.float32] | None = None) -> None: ...
 
 
 class Network(Protocol):
@@ -67,10 +73,14 @@ def slab_axis(shape: Shape, window: Shape) -> int:
 class Blend:
     """One pass of windows over a volume.
 
-    work: (z, y, x), not smaller than the window. axis: 0 or 1, the axis of the slabs, which is the sink's first.
+    work: (z, y, x), not smaller than the window. axis: 0 or 1, the axis of the slabs, which is the sink's first. flat: the
+    network sees slice by slice, so windows overlap within slices only and all slices of one weigh the same.
     """
 
-    def __init__(self, work: NDArray[np.float32], window: Shape, axis: int, network: Network, sink: Sink, threads: Threads) -> None:
+    def __init__(
+        self, work: NDArray[np.float32], window: Shape, axis: int, network: Network, sink: Taker, threads: Threads, *, flat: bool = False
+    ) -> None:
+        self._flat = flat
         self._work, self._window, self._axis = work, window, axis
         self._network, self._sink, self._threads = network, sink, threads
         self._ring, self._total = np.empty((0, 0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
@@ -78,9 +88,13 @@ class Blend:
 
     def run(self, step: float, *, gaussian: bool, even: bool, mirror: tuple[int, ...], run: Run) -> None:
         """Predict all windows. Raises `ModelError` for scores of another shape than asked for, or that are no numbers."""
-        weight = weights(self._window, gaussian=gaussian)
+        weight = weights((1, *self._window[1:]) if self._flat else self._window, gaussian=gaussian)
+        if self._flat:
+            weight = np.repeat(weight, self._window[0], 0)
         a, b = self._axis, 1 - self._axis
         along = [starts(n, w, step, even=even) for n, w in zip(self._work.shape, self._window, strict=True)]
+        if self._flat:
+            along[0] = starts(self._work.shape[0], self._window[0], 1.0)
         ways = flips(mirror)
         total, done, finished = math.prod(map(len, along)) * len(ways), 0, 0
         for index, a0 in enumerate(along[a]):
