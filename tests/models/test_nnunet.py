@@ -24,6 +24,7 @@ from isocenter.core.volume import Volume
 from isocenter.models._nnunet import folder as _folder
 from isocenter.models.nnunet import NNUNet, offer
 from isocenter.service import Service
+from tests.models import onnx_networks as nets
 
 PHANTOM = Path(__file__).parent.parent / "data" / "phantom_nnunet"
 
@@ -485,3 +486,29 @@ def test_the_folders_name_says_which_configuration_was_trained(tmp_path: Path) -
     usual = write_folder(tmp_path / "b" / "model", change=twice)
     for place, options, tile in ((high, {"configuration": "3d_fullres"}, 16), (usual, {"configuration": "3d_fullres_high"}, 16), (usual, {}, 12)):
         assert _folder.read(place, options).configuration["patch_size"][0] == tile
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about its successor and about instance normalisation
+def test_an_export_of_nnunets_2d_answers_as_nnunet(tmp_path: Path) -> None:
+    """One window a slice, so that only what both do in the same way is compared: turning, intensities, spacing, mirroring."""
+    import torch
+
+    theirs = loaded(write_folder(tmp_path / "nnunet", dimensions=2, mirrored=(0, 1)))
+    (network,) = theirs._networks
+    names = {"input_names": ["image"], "output_names": ["scores"], "dynamic_axes": {"image": {0: "n"}, "scores": {0: "n"}}}
+    torch.onnx.export(network.module.eval(), torch.zeros(1, 1, 16, 16), str(tmp_path / "2d.onnx"), dynamo=False, **names)
+    parameters = {"patch_size": [16, 16], "spacing": [1.5, 1.5], "normalization_schemes": ["ZScoreNormalization"], "use_tta": True}
+    settings = {"model_type": "nnunet", "model_parameters": parameters, "dataset_parameters": {"num_classes": 4, "modality": "MR"}}
+    ours = nets.loaded(tmp_path / "onnx", (tmp_path / "2d.onnx").read_bytes(), settings)
+    swapped = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
+    places = {
+        "the network's spacing": (grid((6, 19, 16), (1.5, 1.5, 5.0), np.eye(3)), 0.999),
+        "another": (grid((30, 20, 22), (1.0, 1.2, 5.0), np.eye(3)), 0.99),
+        "another, stored otherwise": (grid((24, 30, 20), (1.2, 5.0, 1.0), swapped), 0.99),
+    }
+    for name, (place, least) in places.items():
+        scan = noise(place)
+        expected = theirs.segment(scan, options={"orientation": "LPS"}).mask
+        assert len(np.unique(expected)) >= 3
+        assert np.mean(ours.segment(scan, run=Run(batch=4)).mask == expected) > least, name
+    ours.close()
