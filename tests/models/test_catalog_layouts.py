@@ -142,6 +142,9 @@ def test_a_text_encoder_that_is_published_as_a_pickle(hub: Hub, tmp_path: Path) 
     (made / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "gpt2"}))
     entry = catalog.entry("deberta-xlarge-mnli")
     hub.repository(entry.repository, {p.name: p.read_bytes() for p in made.iterdir()}, revision=entry.revision)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin has the hash"):  # these are not the published weights
+        pull.pull(entry, tmp_path / "models", sources.choose(entry, endpoint=hub.url))
+    entry = replace(entry, files=tuple(replace(file, sha256=None) for file in entry.files))
     done = pull.pull(entry, tmp_path / "models", sources.choose(entry, endpoint=hub.url))
     assert done.reason == ""
     assert not (done.folder / "pytorch_model.bin").exists()
