@@ -14,7 +14,7 @@ from isocenter.core.errors import ModelError, UnsupportedError
 from isocenter.core.geometry import Grid, reorient
 from isocenter.core.model import QUIET, ModelContext, Run
 from isocenter.core.phantom import turned
-from isocenter.core.volume import Volume
+from isocenter.core.volume import Source, Volume
 from isocenter.models import onnx_volume
 from isocenter.models._onnx import slices, windows
 from isocenter.models._onnx.engine import OrtEngine
@@ -181,6 +181,17 @@ def test_labels_lie_where_the_values_are_at_any_spacing(tmp_path: Path) -> None:
             inside = np.s_[:, 2:-2, 2:-2]
             assert np.array_equal(mask[inside][clear[inside]], np.rint(array)[inside][clear[inside]])
     model.close()
+
+
+def test_a_picture_without_a_scale_is_told_what_was_assumed(tmp_path: Path) -> None:
+    network, settings = WAYS["windows"]
+    for spacing, told in (([2, 2], True), ([1, 1], False), (None, False)):
+        parameters = {**settings["model_parameters"], "spacing": spacing}
+        model = nets.loaded(tmp_path, network, {**settings, "model_parameters": parameters})
+        picture = Volume(grains(1, 30, 40), source=Source(format="picture", scale="none"))
+        assert any("taken as 1 mm" in note for note in model.segment(picture).notes) == told
+        assert not any("taken as 1 mm" in note for note in model.segment(Volume(grains(1, 30, 40))).notes)
+        model.close()
 
 
 def test_intensities_zeros_and_components_are_as_in_volumes(tmp_path: Path) -> None:

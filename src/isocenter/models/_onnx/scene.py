@@ -57,6 +57,8 @@ def prepare(volume: Volume, plan: Plan, patch: Shape, threads: Threads) -> Scene
         wanted = (z, *plan.spacing[1:]) if plan.spacing else None
         fixed = plan.inference is Inference.FIXED
         thick, size = 0, (size[0], *patch[1:]) if fixed else resample.shape_at(size, (z, y, x), wanted)
+        if volume.source.scale == "none" and wanted not in (None, (z, y, x)):
+            notes = (*notes, f"the image does not say how large its pixels are: they were taken as {y:g} mm, and brought to the model's spacing")
     elif plan.inference is Inference.FIXED:
         thick, size = None, patch
     else:
