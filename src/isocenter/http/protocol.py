@@ -35,8 +35,8 @@ class _Wide(asyncio.BufferedProtocol):
         return self._room
 
     def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
-        self._protocol.data_received(bytes(self._room[:nbytes]))
+        """They are there. The parser copies what it hands on, so the buffer is free again afterwards."""
+        self._protocol.data_received(self._room[:nbytes])  # type: ignore[arg-type]
 
 
 def choose() -> type[asyncio.Protocol] | Literal["auto"]:
