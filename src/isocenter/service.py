@@ -395,9 +395,9 @@ class Service:
 
         That compiles their kernels and imports what they need, so that the first client does not wait for it.
         """
-        with ThreadPoolExecutor(2) as both:  # a core each; the second begins with what the first comes to last
+        with ThreadPoolExecutor(2) as both:  # a core each; they share no kernel: of two writers to one index of the cache one would lose
             both.submit(compile_ahead, stop=self._closing)
-            both.submit(compile_ahead, "isocenter.models._graphcut.maxflow", "isocenter.analysis.warm", stop=self._closing)
+            both.submit(compile_ahead, "isocenter.analysis.warm", stop=self._closing)
         if self._closing.is_set():
             return
         ball = sum((axis - 12) ** 2 for axis in np.ogrid[:24, :24, :24]) < 64
