@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.analysis.lesions import LesionSize
+from isocenter.analysis.lesions import LesionSize, within
 from isocenter.core.volume import Volume
 
 NAME = "radiomics"
@@ -53,7 +53,7 @@ def _values(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], image: V
     around = tuple(slice(max(s.start - 3, 0), min(s.stop + 3, n)) for s, n in zip(box, image.shape, strict=True))
     crop = image.voxels[around].astype(np.float64)
     lesion = np.zeros(crop.shape, bool)
-    lesion[tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))] = inside
+    lesion[within(box, around)] = inside
     if image.dtype.kind == "f":
         crop = np.where(np.isfinite(crop), crop, 0.0)
     if image.unit == "HU":

@@ -110,6 +110,11 @@ def split(mask: NDArray[Any], *, least_voxels: int = 1) -> list[tuple[tuple[slic
     return [(box, inside) for _, box, inside in parts]
 
 
+def within(box: tuple[slice, slice, slice], around: tuple[slice, ...]) -> tuple[slice, ...]:
+    """A box as an index of the larger one around it."""
+    return tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))
+
+
 def neighbours(mask: NDArray[Any], label: int, box: tuple[slice, slice, slice], inside: NDArray[np.bool_]) -> set[int]:
     """Labels of a map (z, y, x) that touch a lesion of `label` (26 neighbours). inside: the lesion's mask within `box`."""
     from scipy.ndimage import binary_dilation
@@ -120,7 +125,7 @@ def neighbours(mask: NDArray[Any], label: int, box: tuple[slice, slice, slice], 
     if not others.any():
         return set()
     lesion = np.zeros(crop.shape, bool)
-    lesion[tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))] = inside
+    lesion[within(box, around)] = inside
     near = binary_dilation(lesion, np.ones((3, 3, 3), bool)) & others
     return {int(value) for value in np.unique(crop[near])}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isocenter.analysis import appearance
 from isocenter.analysis.diameters import diameters
-from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion
+from isocenter.analysis.lesions import Intensities, LesionSize, measure_lesion, within
 from isocenter.core.errors import UsageError
 from isocenter.core.volume import Volume
 
@@ -55,7 +55,7 @@ def merge(parts: Sequence[Part], names: Sequence[str], scan: Volume) -> Merged:
     z, y, x = around
     owner = np.zeros((z.stop - z.start, y.stop - y.start, x.stop - x.start), np.uint16)
     for number, (box, inside) in enumerate(parts, start=1):
-        owner[tuple(slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, around, strict=True))][inside] = number
+        owner[within(box, around)][inside] = number
     whole = owner != 0
     size = measure_lesion(whole, (z, y, x), scan.grid, scan)
     lines = diameters(_bridged(owner, size.plane), scan.grid, first=(z.start, y.start, x.start), plane=size.plane)

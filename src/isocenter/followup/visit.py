@@ -15,7 +15,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from isocenter.analysis import appearance, lesions, slices
-from isocenter.analysis.case import Found, MeasuredVisit
+from isocenter.analysis.case import NO_SCAN, Found, MeasuredVisit
 from isocenter.analysis.report.scans import each_lesion
 from isocenter.core.errors import IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import onto
@@ -86,7 +86,7 @@ def measure_visit(
     """
     point = Timepoint(visit.id, visit.day, visit.scan_date, visit.modality)
     if visit.image is None:
-        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason="no scan", assessment=visit.assessment)
+        return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=NO_SCAN, assessment=visit.assessment)
     try:
         key = visit_key(service, study, visit, options)
         known = files.kept(folder, key.whole)

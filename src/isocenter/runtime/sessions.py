@@ -106,8 +106,8 @@ class Session:
         """
         identities = [identity(p) for p in prompts]
         if ordered:
-            keep = next((n for n, (said, wanted) in enumerate(zip(self.said, identities, strict=False)) if said != wanted), None)
-            keep = min(len(self.said), len(identities)) if keep is None else keep
+            pairs = enumerate(zip(self.said, identities, strict=False))
+            keep = next((n for n, (said, wanted) in pairs if said != wanted), min(len(self.said), len(identities)))
             add = list(range(keep, len(identities)))
         else:
             keep, add = changes(self.said, identities)

@@ -97,7 +97,7 @@ def likely(chances: Mapping[Category, float]) -> str:
 
 def unseen(visit: MeasuredVisit) -> str:
     """Of a visit without lesions to look at: there was no scan, or none that could be used."""
-    return "no scan" if visit.reason == NO_SCAN else "not usable"
+    return NO_SCAN if visit.reason == NO_SCAN else "not usable"
 
 
 def role(lesion: Lesion) -> str:

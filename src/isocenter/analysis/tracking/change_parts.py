@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.analysis.lesions import LesionSize, measure_lesion, split
+from isocenter.analysis.lesions import LesionSize, measure_lesion, split, within
 from isocenter.analysis.tracking.change import Change
 from isocenter.core.volume import Volume
 
@@ -49,7 +49,7 @@ def parts(change: Change, later: Volume, *, bright: bool = True) -> tuple[NDArra
         for box, inside in split(where):
             around = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, later.shape, strict=True))
             whole = np.zeros([s.stop - s.start for s in around], bool)
-            whole[tuple(slice(b.start - a.start, b.stop - a.start) for a, b in zip(around, box, strict=True))] = inside
+            whole[within(box, around)] = inside
             shell = binary_dilation(whole, np.ones((3, 3, 3))) & ~whole
             share = float(change.stays[around][shell].mean()) if shell.any() else 0.0
             value = plain if not bright else with_others if share >= _BELONGS else alone
