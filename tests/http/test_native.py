@@ -47,7 +47,7 @@ def scan() -> bytes:
 
 
 def segment(client: TestClient, file: bytes | None = None, **fields: Any) -> Any:
-    files = {"file": ("scan.nii.gz", file)} if file is not None else {"nothing": ("", b"")}
+    files = {"file": ("scan.nii.gz", file)} if file is not None else None
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
     return client.post("/api/v1/segment", files=files, data=texts)
 
@@ -168,6 +168,8 @@ def test_dicom_comes_back_as_dicom(native: TestClient) -> None:
         ({"model": "levels", "answer": "post"}, 400, "answer"),
         ({"model": "levels", "threshold": "much"}, 400, "threshold"),
         ({"model": "levels", "prompts": ["low"], "threshold": "7"}, 400, "threshold"),
+        ({"model": "levels", "promts": ["low"]}, 400, "no field 'promts'; there are: file, volume, "),
+        ({"model": "levels", "volume": "0" * 32}, 400, "either a file or the key"),
     ],
 )
 def test_what_cannot_be_answered(native: TestClient, scan: bytes, fields: dict[str, Any], status: int, word: str) -> None:
@@ -179,6 +181,20 @@ def test_what_cannot_be_answered(native: TestClient, scan: bytes, fields: dict[s
 def test_a_request_without_a_scan(native: TestClient) -> None:
     assert "`file`" in segment(native, model="levels").json()["detail"]
     assert native.post("/api/v1/volumes", data={"modality": "CT"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "route", ["/api/v1/segment", "/api/v1/volumes", "/infer/segmentation", "/infer/levels", "/api/biomedparse/v1/predict-2d", "/api/v1/dicom/upload"]
+)
+def test_a_second_file_is_refused(native: TestClient, scan: bytes, route: str) -> None:
+    """A series sent slice by slice: one of its slices must not be answered for the whole."""
+    slices = [("file", (f"{k}.dcm", data)) for k, data in enumerate(dicom_series(VALUES))]
+    fields = {} if route in ("/api/v1/segment", "/api/v1/volumes") else {"prompts": "low", "params": json.dumps({"nninter": "init"})}
+    answer = native.post(route, files=slices, data=fields)
+    assert answer.status_code == 400, answer.text
+    assert "send one file" in answer.json()["detail"]
+    beside = native.post(route, files={"file": ("a.nii.gz", scan), "image": ("b.nii.gz", scan)}, data=fields)
+    assert ("no field 'image'" in beside.text) == (route in ("/api/v1/segment", "/api/v1/volumes"))
 
 
 def test_monai_label_lists_and_runs_it(native: TestClient, scan: bytes) -> None:

@@ -143,7 +143,7 @@ async def file(here: Here, name: str) -> FileResponse:
 
 
 def _inputs(form: Form, query: list[str] | None) -> tuple[Upload, list[str]]:
-    file = form.files.get("file")
+    file = form.file("file")
     if file is None:
         raise missing("file")
     words = [w.strip() for w in [*(query or []), *form.fields.get("prompts", [])] if w.strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from isocenter.core.errors import LimitError, UsageError
 from isocenter.core.settings import Settings
-from isocenter.http.body import MAX_FIELD_BYTES, Form, read_form
+from isocenter.http.body import MAX_FIELD_BYTES, ONE_FILE, Form, read_form
 from isocenter.io.upload import Upload
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -46,8 +46,15 @@ async def read(request: Request, kind: type[Body], name: str, settings: Settings
 def one_file(form: Form) -> Upload | None:
     """The file of a form. Raises `UsageError` for several: of a series that is sent slice by slice, one slice would be taken for all."""
     if len(form.files) > 1:
-        raise UsageError("send one file; the images of a DICOM series or study go into one ZIP archive")
+        raise UsageError(ONE_FILE)
     return form.files.get("file")
+
+
+def check_fields(form: Form, known: Iterable[str]) -> None:
+    """Raise `UsageError` for a field or file that nobody knows: a typing error in a name would else give another answer than was meant."""
+    known = list(known)
+    if unknown := [name for name in (*form.fields, *form.files) if name not in known and name.partition("#")[0] not in known]:
+        raise UsageError(f"there is no field '{unknown[0][:40]}'; there are: {', '.join(known)}")
 
 
 def parsed(kind: type[Body], data: bytes) -> Body:

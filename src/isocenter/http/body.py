@@ -12,12 +12,13 @@ from fastapi import Request
 from numpy.typing import NDArray
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from isocenter.core.errors import InputError, LimitError
+from isocenter.core.errors import InputError, LimitError, UsageError
 from isocenter.core.settings import Settings
 from isocenter.io.upload import Upload
 
 MAX_FIELD_BYTES = 4 * 1024 * 1024
 MAX_PARTS = 10_000
+ONE_FILE = "send one file; the images of a DICOM series or study go into one ZIP archive"
 #: File bytes that are written at a time; one batch is written while the next one is filled.
 BATCH_BYTES = 1024 * 1024
 #: Room in a batch for the piece that makes it full.
@@ -26,7 +27,7 @@ SLACK_BYTES = 512 * 1024
 
 @dataclass
 class Form:
-    """A multipart body. Field values by name, in order; files by field name (the first of each name counts)."""
+    """A multipart body. Field values by name, in order; files by field name, further ones of a name by "name#number"."""
 
     fields: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
@@ -34,6 +35,12 @@ class Form:
     def text(self, name: str, default: str = "") -> str:
         """The last value of a field."""
         return self.fields.get(name, [default])[-1]
+
+    def file(self, name: str) -> Upload | None:
+        """The file of a field. Raises `UsageError` for several: of a series that is sent slice by slice, one slice would be taken for all."""
+        if any(other.startswith(f"{name}#") for other in self.files):
+            raise UsageError(ONE_FILE)
+        return self.files.get(name)
 
     def close(self) -> None:
         """Drop the files."""

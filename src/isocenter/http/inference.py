@@ -78,7 +78,7 @@ async def upload(request: Request, desk: Desk) -> dict[str, Any]:
     """Keep a ZIP of one DICOM study. The same bytes sent again are the same study."""
     try:
         async with read_form(request, desk.settings) as form:
-            file = form.files.get("file")
+            file = form.file("file")
             if file is None:
                 raise missing("file")
             if file.suffix != ".zip":

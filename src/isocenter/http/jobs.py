@@ -208,9 +208,7 @@ def _clean(text: str | None) -> str | None:
 
 def _typed(form: Form) -> JobRequest:
     """The request of a form: the field `job`, or single fields. Nothing that was asked for is passed over."""
-    unknown = [name for name in form.fields if name not in ("job", "file") and name not in JobRequest.model_fields]
-    if unknown:
-        raise UsageError(f"there is no field '{unknown[0][:40]}'; there are: file, job, {', '.join(JobRequest.model_fields)}")
+    bodies.check_fields(form, ["file", "job", *JobRequest.model_fields])
     if "job" in form.fields:
         if len(form.fields) > 1:
             raise UsageError("the field 'job' holds the whole request; give either it or single fields")

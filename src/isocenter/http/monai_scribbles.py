@@ -22,7 +22,7 @@ from isocenter.io.upload import Upload
 async def answer(here: Context, spec: ModelSpec, params: wire.Params, file: Upload, form: Form, output: Output | None) -> Response:
     """Scribbles as MONAI Label's clients send them: a label map beside the image, or lines in `params`."""
     volume = await here.read(lambda: here.service.open(file))
-    label = form.files.get("label")
+    label = form.file("label")
     boundary = new_boundary()
 
     def work() -> tuple[dict[str, Any], bytes]:

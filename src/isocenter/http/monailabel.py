@@ -89,7 +89,7 @@ async def infer(
     async with read_form(request, here.service.settings) as form:
         params = wire.parse(form.text("params", "{}"))
         owner = owner_of(request, params.client)
-        file = form.files.get("file")
+        file = form.file("file")
         if model == "segmentation" and params.mode == "reset":
             # Nothing is decoded for it; without a file that was seen before, all of this client's work is dropped.
             here.service.forget(owner, here.service.known(file) if file else None)

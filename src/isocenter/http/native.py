@@ -76,7 +76,8 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
 async def upload(request: Request, here: Here) -> dict[str, Any]:
     """Send a scan once; later requests name its `key`. It is kept while memory allows, and a key that is gone gets 404."""
     async with read_form(request, here.service.settings) as form:
-        file = form.files.get("file")
+        bodies.check_fields(form, [*_FILE, *_HOW])
+        file = bodies.one_file(form)
         if file is None:
             raise missing("file")
         how = _how(form)
@@ -94,25 +95,25 @@ def _image(volume: Volume) -> dict[str, Any]:
     return {**describe_image(volume), "notes": list(volume.source.notes)}
 
 
-_SEGMENT = bodies.form_of(
-    [],
+_FIELDS: dict[str, Any] = {
     **_FILE,
-    volume={**bodies.TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
-    model={**bodies.TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
-    prompts={**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
-    labels={**bodies.TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
-    options={**bodies.TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
-    threshold={"type": "number", "default": 0.5},
-    format={**bodies.TEXT, "default": "nii.gz", "description": "nii.gz, nii, nrrd, seg.nrrd, npz, png or dicom-seg."},
-    answer={**bodies.TEXT, "default": "file", "enum": ["file", "json"], "description": "The mask itself, or facts and its address."},
+    "volume": {**bodies.TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
+    "model": {**bodies.TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
+    "prompts": {**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
+    "labels": {**bodies.TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
+    "options": {**bodies.TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
+    "threshold": {"type": "number", "default": 0.5},
+    "format": {**bodies.TEXT, "default": "nii.gz", "description": "nii.gz, nii, nrrd, seg.nrrd, npz, png or dicom-seg."},
+    "answer": {**bodies.TEXT, "default": "file", "enum": ["file", "json"], "description": "The mask itself, or facts and its address."},
     **_HOW,
-)
+}
 
 
-@router.post("/segment", openapi_extra=_SEGMENT, response_model=None)
+@router.post("/segment", openapi_extra=bodies.form_of([], **_FIELDS), response_model=None)
 async def segment(request: Request, here: Here) -> Response:
     """Segment a scan by words, clicks and lines, or by a model that needs no prompts."""
     async with read_form(request, here.service.settings) as form:
+        bodies.check_fields(form, _FIELDS)
         asked = _Asked(form)
         volume = await _volume(here, form)
         result = await asked.answered(here, volume)
@@ -208,7 +209,9 @@ def _how(form: Form) -> dict[str, str | None]:
 
 
 async def _volume(here: Context, form: Form) -> Volume:
-    file, key = form.files.get("file"), form.text("volume")
+    file, key = bodies.one_file(form), form.text("volume")
+    if file is not None and key:
+        raise UsageError("give either a file or the key of a scan that was sent before as `volume`, not both")
     if file is not None:
         how = _how(form)
         return await here.read(lambda: here.service.open(file, **how))
