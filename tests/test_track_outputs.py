@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import io
 import json
@@ -22,15 +23,16 @@ from pydicom.sr._concepts_dict import concepts
 from typer.testing import CliRunner
 
 import isocenter.io
-from isocenter.analysis.case import Case
-from isocenter.analysis.report import fhir, formats
+from isocenter.analysis.case import Case, assemble
+from isocenter.analysis.case_response import CRITERIA
+from isocenter.analysis.report import fhir, formats, tables
 from isocenter.analysis.report.told import Told
 from isocenter.cli import app
 from isocenter.core import terminology
 from isocenter.core.errors import UsageError
 from isocenter.core.segmentation import Code
 from isocenter.core.settings import Settings
-from isocenter.io import sr, visits
+from isocenter.io import sr_response, visits
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, told, track
 from tests.dicom_study import ACCESSION, NAME, NUMBER, write_dicom_study
@@ -71,7 +73,7 @@ def groups(path: Path) -> tuple[Any, Any]:
 def test_every_format_writes_its_files(done: tuple[Path, Case]) -> None:
     files = {p.relative_to(done[0]).as_posix() for p in done[0].rglob("*") if p.is_file() and "processed" not in p.parts}
     dicom = {f"dicom/{v}_{kind}.dcm" for v in VISITS for kind in ("seg", "sr")}
-    assert files == {"case.json", "measurements.csv", "report.html", "report.pdf", "fhir.json"} | dicom
+    assert files == {"case.json", "measurements.csv", "response.csv", "report.html", "report.pdf", "fhir.json"} | dicom
 
 
 def test_nobody_is_named_unasked(done: tuple[Path, Case]) -> None:
@@ -118,7 +120,7 @@ ELSEWHERE = {
 
 def known(scheme: str, value: str, meaning: str) -> bool:
     """Whether a code is published with this meaning."""
-    if scheme in {sr.OWN, "urn:isocenter:code"}:
+    if scheme in {sr_response.OWN, "urn:isocenter:code"}:
         return bool(meaning)
     if (scheme, value) in ELSEWHERE:
         return ELSEWHERE[scheme, value] == meaning
@@ -195,6 +197,90 @@ def test_a_report_holds_the_measurements(done: tuple[Path, Case]) -> None:
             (r for r in case.responses["recist_1.1"] if r.day == next(v.timepoint.day for v in case.visits if v.timepoint.timepoint_id == name)), None
         )
         assert said.get("112048") == ({"SD": "RID11514", "PR": "RID11513", "PD": "RID11515"}[str(known.category)] if known else None)
+
+
+@pytest.fixture(scope="module")
+def judged(done: tuple[Path, Case], service: Service, study: Path) -> Told:
+    """The same lesions judged by every criterion, with a partial response that nobody saw again."""
+    case = done[1]
+    shrunk = tuple(v if v.timepoint.timepoint_id != "visit-3" else replace(v, found=(v.found or ())[1:]) for v in case.visits)
+    again = assemble(case.patient, shrunk, criteria=tuple(CRITERIA), growing=False)
+    assert (str(again.best_overall), str(again.best_seen)) == ("SD", "PR")
+    return replace(ready(service, study, done), case=again)
+
+
+def test_every_criterion_and_both_best_responses_are_in_the_reports(judged: Told, tmp_path: Path) -> None:
+    files = dict(formats.FORMATS["sr"].write(judged))
+    path = tmp_path / "sr.dcm"
+    path.write_bytes(files["dicom/visit-3_sr.dcm"])
+    _, content = groups(path)
+    by_name = {g.tracking_identifier: g for g in content.get_image_measurement_groups()}
+    assert {"RECIST 1.1", "iRECIST", "mRECIST", "RANO", "volumetric response"} <= set(by_name)
+    assert by_name["RANO"].method.value == "C114879"
+    recist = by_name["RECIST 1.1"]
+    said = {e.name.value: e.value.value for e in recist.get_qualitative_evaluations()}
+    assert said == {"112048": "RID11513", "112049": "RID11514", "best-overall-unconfirmed": "RID11513"}
+    figures = {m.name.value: m.value for m in recist.get_measurements()}
+    response, chances, sd = judged.case.responses["recist_1.1"][-1], judged.case.chances[-1], judged.case.sums_sd_mm[-1]
+    assert figures["sum-of-diameters"] == pytest.approx(response.sum, abs=1e-3)
+    assert figures["sum-sd"] == pytest.approx(sd, abs=1e-3)
+    for category, chance in chances.items():
+        assert figures[f"probability-{str(category).lower()}"] == pytest.approx(100 * chance)
+    words = [
+        item.TextValue for item in recist[0].ContentSequence if item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue == "121106"
+    ]
+    assert words[:-1] == list(response.reasons)
+    assert words[-1].startswith("best overall response PR, confirmed SD")
+    irecist = {e.name.value: e.value.value for e in by_name["iRECIST"].get_qualitative_evaluations()}
+    assert irecist == {"112048": str(judged.case.irecist[-1].category)}
+    if shutil.which("dciodvfy"):
+        ran = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in ran.stderr, ran.stderr
+    if shutil.which("dsrdump"):
+        ran = subprocess.run(["dsrdump", "+Pc", str(path)], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "without confirmation" in ran.stdout
+    coded = set(coded_in_dicom(pydicom.dcmread(path)))
+    assert not {code for code in coded if not known(*code)}
+    assert all(len(meaning) <= 64 for _, _, meaning in coded)
+
+
+def test_every_criterion_and_both_best_responses_are_in_fhir(judged: Told) -> None:
+    from fhir.resources.R4B.bundle import Bundle
+
+    plain = fhir.bundle(judged)
+    Bundle.model_validate(plain)
+    seen = [e["resource"] for e in plain["entry"] if e["resource"]["resourceType"] == "Observation"]
+    best = {o["code"]["coding"][0]["code"]: o for o in seen if "best" in o["code"]["text"]}
+    assert best["112049"]["valueCodeableConcept"]["coding"][0]["code"] == "RID11514"
+    assert best["112049"]["note"][0]["text"].startswith("best overall response PR, confirmed SD")
+    assert best["best-overall-unconfirmed"]["valueCodeableConcept"]["coding"][0]["code"] == "RID11513"
+    (report,) = (e["resource"] for e in plain["entry"] if e["resource"]["resourceType"] == "DiagnosticReport")
+    assert [c["coding"][0]["code"] for c in report["conclusionCode"]] == ["RID11514", "RID11513"]
+    visits = [o for o in seen if o["code"]["coding"][0]["code"] == "112048"]
+    assert {o["method"]["text"] for o in visits} == {"RECIST 1.1", "iRECIST", "mRECIST", "RANO", "volumetric response"}
+    assert len(visits) == 10
+    parts = {c["code"]["coding"][0]["code"]: c["valueQuantity"] for c in visits[0]["component"]}
+    chances = judged.case.chances[0]
+    assert {c: parts[f"probability-{str(c).lower()}"]["value"] for c in chances} == pytest.approx({c: 100 * p for c, p in chances.items()})
+    assert parts["sum-sd"]["unit"] == "mm"
+
+
+def test_the_table_of_responses_has_every_criterion(judged: Told) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.responses(judged))))
+    visits = [row for row in rows if row["assessment"] == "visit"]
+    assert [r["criterion"] for r in visits] == [c for c in ("RECIST 1.1", "volumetric response", "mRECIST", "RANO", "iRECIST") for _ in range(2)]
+    assert [r["category"] for r in visits[:2]] == [str(r.category) for r in judged.case.responses["recist_1.1"]]
+    for row, chances, sd in zip(visits[:2], judged.case.chances, judged.case.sums_sd_mm, strict=True):
+        said = {name.removeprefix("probability_"): float(row[name]) for name in row if name.startswith("probability_")}
+        assert sum(said.values()) == pytest.approx(1)
+        assert {c: p for c, p in said.items() if p} == pytest.approx({str(c): p for c, p in chances.items()}, rel=1e-4)
+        assert float(row["sum_sd"]) == pytest.approx(sd, rel=1e-4)
+    assert [(r["assessment"], r["category"]) for r in rows[-2:]] == [
+        ("best overall response, confirmed", "SD"),
+        ("best overall response, without confirmation", "PR"),
+    ]
+    assert rows[-2]["reasons"].startswith("best overall response PR, confirmed SD")
 
 
 def test_a_caliper_is_as_long_as_its_figure(done: tuple[Path, Case], study: Path) -> None:
@@ -276,7 +362,8 @@ def test_the_bundle_is_fhir(done: tuple[Path, Case]) -> None:
     plain = json.loads(text)
     resources = {entry["fullUrl"]: entry["resource"] for entry in plain["entry"]}
     kinds = [r["resourceType"] for r in resources.values()]
-    assert kinds.count("Observation") == len(done[1].lesions) + 2
+    # Two visits after the baseline, by RECIST and by volume, and the best overall response with confirmation and without.
+    assert kinds.count("Observation") == len(done[1].lesions) + 2 * 2 + 2
     assert kinds.count("ImagingStudy") == 3
     (report,) = (r for r in resources.values() if r["resourceType"] == "DiagnosticReport")
     assert len(report["result"]) == kinds.count("Observation")

@@ -62,7 +62,7 @@ def track(
 ) -> None:
     """Follow a patient's lesions from visit to visit: sizes, response, growth, forecast, what-if.
 
-    What was computed before from the same files is not computed again. Writes case.json, measurements.csv and report.html
+    What was computed before from the same files is not computed again. Writes case.json, measurements.csv, response.csv and report.html
     (or what --format names) and, for every visit, scan, mask, measurements and what networks need, under OUTPUT/processed.
     """
     from isocenter.analysis.report import content, formats

@@ -2,7 +2,7 @@
 
 Each lesion is two groups under one tracking identifier: its volume (TID 1411), which refers to its segment of the visit's
 DICOM SEG, and its diameters (TID 1501), which refer to the calipers on the source's slices; the template for volumes has no
-place for these. The response is a TID 1501 group of its own.
+place for these. The response by each criterion is a TID 1501 group of its own.
 """
 
 from __future__ import annotations
@@ -18,34 +18,10 @@ from isocenter.core.segmentation import Code
 from isocenter.core.volume import Volume
 from isocenter.io import seg
 from isocenter.io.sr_content import caliper, coded, document, figure, guarded, space
-from isocenter.io.uids import derived_uid
+from isocenter.io.sr_response import Assessment, response_group
 
-#: Codes of our own, where no published one says it.
-OWN = "99ISOCENTER"
-#: Categories of response at a visit. PS3.16 has codes for target and non-target lesions alone (CID 6144), none for the whole;
-#: these are RadLex's, as the imaging module of the German Medical Informatics Initiative's FHIR guide takes them for RECIST.
-RESPONSES = {
-    "CR": Code("RID11511", "RADLEX", "complete imaging response"),
-    "PR": Code("RID11513", "RADLEX", "partial response"),
-    "SD": Code("RID11514", "RADLEX", "stable disease"),
-    "PD": Code("RID11515", "RADLEX", "progressive disease"),
-    "NON-CR/NON-PD": Code("112046", "DCM", "Non-Target Lesion Incomplete Response or Stable Disease"),
-    "NE": Code("not-evaluable", OWN, "Response not evaluable"),
-}
 #: A normal distribution's 95 % limits.
 _LIMITS_SD = 1.96
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """The response at a visit. criteria: "RECIST 1.1". category: a key of `RESPONSES`, None at the baseline. Sums in mm."""
-
-    criteria: str
-    category: str | None
-    sum_mm: float | None
-    percent_from_baseline: float | None = None
-    percent_from_nadir: float | None = None
-    best_overall: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +37,7 @@ class VisitReport:
     lesions: tuple[Lesion, ...]
     tracked: Mapping[str, seg.Tracked]
     at_baseline: frozenset[str]
-    assessment: Assessment | None
+    assessments: tuple[Assessment, ...]
     made_of: str
     version: str
 
@@ -88,8 +64,7 @@ def _build(report: VisitReport, volume: Volume, segmentation: bytes | None, pseu
     groups = []
     for number, lesion in enumerate(report.lesions, start=1):
         groups += [_space(lesion, number, report, segments), _plane(lesion, report, volume, sources)]
-    if report.assessment is not None:
-        groups.append(_response(report.assessment, report))
+    groups += [response_group(assessment, _time_point(report), report.made_of) for assessment in report.assessments]
     # The library of images describes each of them in twenty lines: those with calipers; all of them are named as evidence.
     measured = {lesion.slice_index for lesion in report.lesions if lesion.plane == 0 and lesion.slice_index is not None}
     shown = sources if len(sources) == 1 else [sources[k] for k in sorted(measured)]
@@ -170,28 +145,3 @@ def _figures(lesion: Lesion) -> Iterator[Any]:
     yield from space(lesion.volume_mm3, lesion.mean, lesion.std, lesion.unit)
     yield from figure(coded(Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")), lesion.max_3d_diameter_mm, codes.UCUM.Millimeter)
     yield from figure(coded(Code("C0JK", "IBSI", "Surface Area of Mesh")), lesion.surface_mm2, coded(Code("mm2", "UCUM", "square millimeter")))
-
-
-def _response(assessment: Assessment, report: VisitReport) -> Any:
-    """TID 1501: sum of diameters, its change, and the category."""
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    percent = codes.UCUM.Percent
-    rows = [
-        (Code("sum-of-diameters", OWN, "Sum of target lesion diameters"), assessment.sum_mm, codes.UCUM.Millimeter),
-        (Code("change-from-baseline", OWN, "Change of sum since baseline"), assessment.percent_from_baseline, percent),
-        (Code("change-from-nadir", OWN, "Change of sum since smallest"), assessment.percent_from_nadir, percent),
-    ]
-    categories = [(codes.DCM.CurrentResponse, assessment.category), (codes.DCM.BestOverallResponse, assessment.best_overall)]
-    criteria = codes.DCM.RECIST1Point1 if assessment.criteria == "RECIST 1.1" else None
-    figures = [hd.sr.Measurement(name=coded(name), value=round(value, 4), unit=unit) for name, value, unit in rows if value is not None]
-    words = [hd.sr.QualitativeEvaluation(name=name, value=coded(RESPONSES[value])) for name, value in categories if value is not None]
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=derived_uid(report.made_of, assessment.criteria), identifier=assessment.criteria),
-        time_point_context=_time_point(report),
-        finding_type=coded(Code("112020", "DCM", "Response Evaluation")),
-        method=criteria,
-        measurements=figures or None,
-        qualitative_evaluations=words or None,
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from blake3 import blake3
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 from isocenter.analysis.case import MeasuredVisit
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.report.figures import COLOURS
+from isocenter.analysis.report.judged import best, judgements
 from isocenter.analysis.report.told import Told, VisitScan
 from isocenter.core import terminology
 from isocenter.core.errors import UsageError
-from isocenter.core.patient import Lesion
+from isocenter.core.patient import Lesion, Timepoint
 from isocenter.core.provenance import Provenance
 from isocenter.core.segmentation import Label, Segmentation
 from isocenter.io import seg, sr
+from isocenter.io.sr_response import Assessment
 
 
 def objects(told: Told, *, reports: bool) -> Iterator[tuple[str, bytes | None, bytes | None]]:
@@ -98,22 +101,33 @@ def _visit(
         segmentation = seg.write(result, volume, tracked=by_value, pseudonym=pseudonym, made_of=made_of)
     if not reports:
         return segmentation, None
-    response = told.response(visit.timepoint)
     first = next(v.timepoint for v in case.visits if v.found is not None)
-    last = [v.timepoint for v in case.visits if v.found is not None][-1]
-    assessment = None
-    if response is not None or visit.timepoint == first:
-        assessment = sr.Assessment(
-            "RECIST 1.1",
-            str(response.category) if response else None,
-            response.sum if response else told.baseline_sum(),
-            response.percent_baseline if response else None,
-            response.percent_nadir if response else None,
-            str(case.best_overall) if case.best_overall and visit.timepoint == last else None,
-        )
     old = frozenset(track for track, seen in case.graph.tracks.items() if first.timepoint_id in seen)
-    report = sr.VisitReport(visit.timepoint, order, lesions, tracked, old, assessment, made_of, told.version)
+    report = sr.VisitReport(visit.timepoint, order, lesions, tracked, old, _assessments(told, visit, first), made_of, told.version)
     return segmentation, sr.write(report, volume, segmentation, pseudonym=pseudonym)
+
+
+def _assessments(told: Told, visit: MeasuredVisit, first: Timepoint) -> tuple[Assessment, ...]:
+    """What the criteria say of a visit; at the last one with a scan also the best overall responses. first: the first with a scan."""
+    case, point = told.case, visit.timepoint
+    if point == first:
+        return (Assessment("RECIST 1.1", None, told.baseline_sum(), sd=case.baseline_sd_mm),)
+    last = [v.timepoint for v in case.visits if v.found is not None][-1]
+    overall = {b.confirmed: b for b in best(case)} if point == last else {}
+    made = []
+    for one in judgements(case):
+        if one.day != point.day:
+            continue
+        said = Assessment(
+            one.criterion, one.category, one.response.sum, one.unit, one.sd, one.response.percent_baseline, one.response.percent_nadir, one.chances,
+            reasons=one.reasons,
+        )  # fmt: skip
+        if one.criterion == "RECIST 1.1" and overall:
+            confirmed, seen = overall.get(True), overall.get(False)
+            why = tuple(b.why for b in overall.values() if b.why)
+            said = replace(said, best_overall=confirmed and confirmed.category, best_seen=seen and seen.category, reasons=(*one.reasons, *why))
+        made.append(said)
+    return tuple(made)
 
 
 def _label(number: int, lesion: Lesion, called: str) -> Label:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from isocenter.analysis.case import MeasuredVisit
+from isocenter.analysis.report.judged import Best, Judgement, best, judgements
 from isocenter.analysis.report.told import Told
 from isocenter.core import terminology
 from isocenter.core.patient import Lesion, Timepoint
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.segmentation import Code
-from isocenter.io import sr, uids
+from isocenter.io import sr_response, uids
 
 Resource = dict[str, Any]
 #: Coding schemes as DICOM names them, and FHIR's addresses of the same.
@@ -26,7 +27,8 @@ _SYSTEMS = {
     "LN": "http://loinc.org",
     "DCM": "http://dicom.nlm.nih.gov/resources/ontology/DCM",
     "RADLEX": "http://radlex.org",
-    sr.OWN: "urn:isocenter:code",
+    "NCIt": "http://ncicb.nci.nih.gov/xml/owl/EVS/Thesaurus.owl",
+    sr_response.OWN: "urn:isocenter:code",
 }
 _UCUM = "http://unitsofmeasure.org"
 #: Where identifiers come from that this program makes: pseudonyms, and names of lesions.
@@ -36,8 +38,6 @@ _LONGEST = Code("33728-7", "LN", "Size.maximum dimension in Tumor")
 _SHORT = Code("33729-5", "LN", "Size additional dimension in Tumor")
 _VOLUME = Code("118565006", "SCT", "Volume")
 _ATTENUATION = Code("112031", "DCM", "Attenuation Coefficient")
-_RESPONSE = Code("112048", "DCM", "Current Response")
-_BEST = Code("112049", "DCM", "Best Overall Response")
 _REPORT = Code("18748-4", "LN", "Diagnostic imaging study")
 _SEXES = {"M": "male", "F": "female", "O": "other"}
 _LIMITS_SD = 1.96
@@ -64,8 +64,12 @@ class _Writer:
             study = scans[visit.timepoint.timepoint_id]
             for lesion in self._case.at(visit.timepoint.timepoint_id):
                 results.append(self._add(f"{lesion.timepoint_id}/{lesion.lesion_id}", self._lesion(lesion, visit.timepoint, patient, device, study)))
-            if (response := self._response(visit, patient, device, study)) is not None:
-                results.append(self._add(f"response {visit.timepoint.timepoint_id}", response))
+            for one in judgements(self._case):
+                if one.day == visit.timepoint.day:
+                    name = f"response {visit.timepoint.timepoint_id} {one.criterion}"
+                    results.append(self._add(name, self._response(one, visit.timepoint, patient, device, study)))
+        for overall in best(self._case):
+            results.append(self._add(overall.words, self._best(overall, patient, device)))
         studies = [study for study in scans.values() if study is not None]
         self._add("report", self._report(patient, results, studies))
         return {"resourceType": "Bundle", "type": "transaction", "entry": self._entries}
@@ -123,7 +127,7 @@ class _Writer:
 
     # What was found
 
-    def _observation(self, code: Code, point: Timepoint, patient: Resource, device: Resource, study: Resource | None) -> Resource:
+    def _observation(self, code: Code, point: Timepoint | None, patient: Resource, device: Resource, study: Resource | None) -> Resource:
         made: Resource = {
             "resourceType": "Observation",
             "status": "preliminary",
@@ -131,10 +135,11 @@ class _Writer:
             "code": _concept(code),
             "subject": patient,
             "device": device,
-            "note": [{"text": f"visit {point.timepoint_id}, day {point.day:g} after the first"}],
         }
-        if point.scan_date:
-            made["effectiveDateTime"] = point.scan_date.isoformat()
+        if point is not None:
+            made["note"] = [{"text": f"visit {point.timepoint_id}, day {point.day:g} after the first"}]
+            if point.scan_date:
+                made["effectiveDateTime"] = point.scan_date.isoformat()
         if study is not None:
             made["derivedFrom"] = [study]
         return made
@@ -157,24 +162,42 @@ class _Writer:
             made["note"].append({"text": "cut off by the edge of the scan: sizes are least values"})
         return made
 
-    def _response(self, visit: MeasuredVisit, patient: Resource, device: Resource, study: Resource | None) -> Resource | None:
-        response = self._told.response(visit.timepoint)
-        if response is None:
-            return None
-        made = self._observation(_RESPONSE, visit.timepoint, patient, device, study)
-        made["method"] = _concept(Code("126081", "DCM", "RECIST 1.1"))
-        code = sr.RESPONSES[str(response.category)]
-        made["valueCodeableConcept"] = _concept(code, f"{response.category}: {code.meaning}")
+    def _response(self, one: Judgement, point: Timepoint, patient: Resource, device: Resource, study: Resource | None) -> Resource:
+        made = self._observation(sr_response.CURRENT, point, patient, device, study)
+        made["method"] = _concept(sr_response.CRITERIA[one.criterion], one.criterion)
+        code = sr_response.RESPONSES[one.category]
+        made["valueCodeableConcept"] = _concept(code, f"{one.category}: {code.meaning}")
         figures = [
-            ("Sum of target lesion diameters", response.sum, "mm"),
-            ("Change of sum since baseline", response.percent_baseline, "%"),
-            ("Change of sum since smallest", response.percent_nadir, "%"),
+            (sr_response.SUMS[one.unit], one.response.sum, one.unit),
+            (sr_response.SUM_SD, one.sd, one.unit),
+            (sr_response.FROM_BASELINE, one.response.percent_baseline, "%"),
+            (sr_response.FROM_NADIR, one.response.percent_nadir, "%"),
+            *((sr_response.chance(category), 100 * p, "%") for category, p in one.chances.items()),
         ]
-        parts = [{"code": {"text": text}, "valueQuantity": _quantity(value, unit)} for text, value, unit in figures if value is not None]
+        parts = [{"code": _concept(code), "valueQuantity": _quantity(value, unit)} for code, value, unit in figures if value is not None]
         if parts:
             made["component"] = parts
-        made["note"] += [{"text": reason} for reason in response.reasons]
+        made["note"] += [{"text": reason} for reason in one.reasons]
         return made
+
+    def _best(self, overall: Best, patient: Resource, device: Resource) -> Resource:
+        """A best overall response, over all visits."""
+        code = sr_response.BEST if overall.confirmed else sr_response.BEST_UNCONFIRMED
+        made = self._observation(code, None, patient, device, None)
+        made["code"]["text"] = overall.words
+        made["method"] = _concept(sr_response.CRITERIA["RECIST 1.1"])
+        value = sr_response.RESPONSES[overall.category]
+        made["valueCodeableConcept"] = _concept(value, f"{overall.category}: {value.meaning}")
+        if (period := self._period()) is not None:
+            made["effectivePeriod"] = period
+        if overall.why:
+            made["note"] = [{"text": overall.why}]
+        return made
+
+    def _period(self) -> Resource | None:
+        """First and last date of the visits, None where they have none."""
+        dates = [v.timepoint.scan_date for v in self._case.visits if v.timepoint.scan_date]
+        return {"start": min(dates).isoformat(), "end": max(dates).isoformat()} if dates else None
 
     def _report(self, patient: Resource, results: list[Resource], studies: list[Resource]) -> Resource:
         report: Resource = {
@@ -190,12 +213,11 @@ class _Writer:
             report["result"] = results
         if studies:
             report["imagingStudy"] = studies
-        dates = [v.timepoint.scan_date for v in self._case.visits if v.timepoint.scan_date]
-        if dates:
-            report["effectivePeriod"] = {"start": min(dates).isoformat(), "end": max(dates).isoformat()}
-        best = self._case.best_overall
-        if best is not None:
-            report["conclusionCode"] = [_concept(sr.RESPONSES[str(best)], f"{_BEST.meaning}: {best}")]
+        if (period := self._period()) is not None:
+            report["effectivePeriod"] = period
+        codes = [_concept(sr_response.RESPONSES[b.category], f"{b.words.capitalize()}: {b.category}") for b in best(self._case)]
+        if codes:
+            report["conclusionCode"] = codes
         return report
 
 

@@ -49,6 +49,10 @@ def _csv(told: Told) -> Files:
     yield "measurements.csv", tables.measurements(told).encode()
 
 
+def _responses(told: Told) -> Files:
+    yield "response.csv", tables.responses(told).encode()
+
+
 def _html(told: Told) -> Files:
     yield "report.html", html.render(told).encode()
 
@@ -89,6 +93,7 @@ FORMATS: dict[str, Format] = {
     for f in (
         Format("json", "case.json", "application/json", "everything as data", _json),
         Format("csv", "measurements.csv", "text/csv", "one row a lesion and visit", _csv),
+        Format("response", "response.csv", "text/csv", "response as CSV: one row a criterion and visit", _responses),
         Format("html", "report.html", "text/html", "the report; stands alone", _html),
         Format("pdf", "report.pdf", "application/pdf", "the report as PDF", _pdf),
         Format("fhir", "fhir.json", "application/fhir+json", "FHIR R4 bundle: a DiagnosticReport and its Observations", _fhir),
@@ -97,7 +102,7 @@ FORMATS: dict[str, Format] = {
     )
 }
 #: What is written when nobody says.
-DEFAULT = ("json", "csv", "html")
+DEFAULT = ("json", "csv", "response", "html")
 
 
 def chosen(names: Sequence[str]) -> tuple[Format, ...]:
