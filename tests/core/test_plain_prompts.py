@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from isocenter.core.errors import PromptError
 from isocenter.core.plain_prompts import parse_prompts, plain_prompts
-from isocenter.http import native_prompts
+from isocenter.core.prompts import Box, Lasso, Point, Prompt, Scribble, Text
 
 TYPED: list[Any] = [
     "spleen",
     {"type": "text", "text": "liver"},
     {"type": "point", "xyz": [1, 2, 3], "positive": False},
-    {"type": "box", "from": [4, 5, 6], "to": [1, 2, 3]},
+    {"type": "box", "from": [4, 5, 6], "to": [1, 2, 3], "positive": False},
     {"type": "scribble", "points": [[1, 2, 3], [2, 3, 4]]},
     {"type": "lasso", "points": [[1, 2, 3], [5, 2, 3], [5, 6, 3]], "positive": False},
 ]
 
 
-def test_the_native_apis_prompts_mean_the_same_in_a_job() -> None:
-    found = parse_prompts(TYPED)
-    assert found == native_prompts.parse(json.dumps(TYPED))
-    assert parse_prompts(plain_prompts(found)) == found
+MEANT: list[Prompt] = [
+    Text("spleen"),
+    Text("liver"),
+    Point((3, 2, 1), False),
+    Box((3, 2, 1), (7, 6, 5), False),
+    Scribble(((3, 2, 1), (4, 3, 2))),
+    Lasso(((3, 2, 1), (3, 2, 5), (3, 6, 5)), False),
+]
+
+
+def test_both_forms_mean_the_same() -> None:
+    assert parse_prompts(TYPED) == MEANT
+    assert parse_prompts(plain_prompts(MEANT)) == MEANT
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,10 @@ def test_the_native_apis_prompts_mean_the_same_in_a_job() -> None:
         {"type": "point", "xyz": [1, 2, 3], "box": [1, 2, 3, 4, 5, 6]},
         {"type": "point", "xyz": [1, 2, 3], "positive": "yes"},
         {"point": [1, 2, 3], "text": "liver"},
+        {"point": [1, -1, 3]},
+        {"point": [1, 2, float("inf")]},
+        {"type": "box", "from": [1, 2], "to": [1, 2, 3, 4]},
+        {"text": "liver", "positive": False},
         7,
     ],
 )

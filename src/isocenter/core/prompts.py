@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ Voxel = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Text:
-    """Words that name a structure, such as "liver"."""
+    """Words that name a structure, such as "liver": always what is meant."""
 
     text: str
-    positive: bool = True
+    positive: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

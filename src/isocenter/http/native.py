@@ -20,7 +20,7 @@ from isocenter.core.model import ModelSpec, Question, Task
 from isocenter.core.prompts import Box, Text
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
-from isocenter.http import bodies, native_prompts
+from isocenter.http import bodies, native_fields
 from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
@@ -99,7 +99,7 @@ _FIELDS: dict[str, Any] = {
     **_FILE,
     "volume": {**bodies.TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
     "model": {**bodies.TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
-    "prompts": {**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_prompts.EXAMPLE},
+    "prompts": {**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_fields.EXAMPLE},
     "labels": {**bodies.TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
     "options": {**bodies.TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
     "threshold": {"type": "number", "default": 0.5},
@@ -143,9 +143,9 @@ class _Asked:
 
     def __init__(self, form: Form) -> None:
         self.model = form.text("model") or None
-        self.prompts = native_prompts.parse(form.text("prompts"))
-        self.options = native_prompts.parse_object(form.text("options"), "options")
-        self.labels = _names(form)
+        self.prompts = native_fields.prompts(form.text("prompts"))
+        self.options = native_fields.json_object(form.text("options"), "options")
+        self.labels = native_fields.names(form.fields.get("labels", []))
         self.suffix = write.suffix_of({"dicom-seg": "dcm"}.get(form.text("format", "nii.gz"), form.text("format", "nii.gz")))
         answer = form.text("answer", "file")
         if answer not in ("file", "json"):
@@ -185,23 +185,6 @@ class _Asked:
             drawn = [p for p in self.prompts if not isinstance(p, Box)]
             return service.separate(volume, drawn, roi=boxes[0] if boxes else None, options=self.options, model=self.model)
         return service.segment(volume, self.prompts, threshold=self.threshold, model=self.model, options=self.options)
-
-
-def _names(form: Form) -> list[str]:
-    """Labels, as a JSON list or as repeated fields."""
-    names: list[str] = []
-    for text in form.fields.get("labels", []):
-        if text.lstrip().startswith("["):
-            try:
-                found = json.loads(text)
-            except (ValueError, RecursionError):
-                found = None
-            if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-                raise UsageError('labels must be a JSON list of names, such as ["thalamus"]')
-            names += found
-        elif text.strip():
-            names.append(text.strip())
-    return names
 
 
 def _how(form: Form) -> dict[str, str | None]:
