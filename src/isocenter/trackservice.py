@@ -38,6 +38,7 @@ from isocenter.followup import describe, files
 from isocenter.followup.between import Aligner, bring
 from isocenter.followup.growth import save_growth
 from isocenter.followup.options import TrackOptions as TrackOptions
+from isocenter.followup.slips import Described, slips
 from isocenter.followup.visit import measure_visit, open_scan
 from isocenter.io import door, uids, visits
 from isocenter.io.visits import StudyFiles
@@ -120,19 +121,12 @@ def track(
 
 def _doubts(study: StudyFiles, measured: Sequence[MeasuredVisit], home: Path) -> Iterator[str]:
     """What looks like a slip of whoever described the study."""
-    by_scan: dict[str, list[str]] = {}
-    for visit, found in zip(study.visits, measured, strict=True):
-        if found.found is None:
-            continue
-        by_scan.setdefault(files.key_of(home / visit.id, "volume") or visit.id, []).append(visit.id)
-        marks = len(visit.clicks) + len(visit.boxes)
-        if visit.mask is None and len(found.found) < marks:
-            yield f"{visit.id}: {marks} lesions were marked, {len(found.found)} found: two marks lie in one lesion, or what was found is too small"
-    for names in by_scan.values():
-        if len(names) > 1:
-            yield f"{' and '.join(names)} are one and the same scan: no change between them means anything"
-    there = {(v.timepoint.timepoint_id, f.id) for v in measured for f in v.found or ()}
-    yield from (f"a name was given to {lesion} at {visit}, which is not there" for visit, lesion in study.names if (visit, lesion) not in there)
+    described = [
+        Described(visit.id, files.key_of(home / visit.id, "volume") or visit.id, visit.marks, [f.id for f in found.found])
+        for visit, found in zip(study.visits, measured, strict=True)
+        if found.found is not None
+    ]
+    yield from slips(described, study.names)
 
 
 def _together(service: Service, study: StudyFiles, home: Path, options: TrackOptions) -> Together:

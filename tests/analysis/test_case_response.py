@@ -12,6 +12,7 @@ import pytest
 from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.lesions import lesions
+from isocenter.analysis.report import content
 from isocenter.core.errors import UsageError
 from isocenter.core.geometry import Grid
 from isocenter.core.patient import Patient, TherapyEvent, Timepoint
@@ -56,6 +57,8 @@ def test_the_sum_has_an_error() -> None:
     at_b = [lesion.sd_mm or 0 for lesion in seen.at("b")]
     assert rows[0]["sum_sd_mm"] == pytest.approx(math.hypot(*at_b))
     assert rows[1]["sum_sd_mm"] == pytest.approx(seen.at("c")[0].sd_mm)
+    assert rows[1]["baseline_sd_mm"] == pytest.approx(math.hypot(*(lesion.sd_mm or 0 for lesion in seen.at("a"))))
+    assert case(visit("a", 0, *two)).baseline_sd_mm == pytest.approx(rows[1]["baseline_sd_mm"])
 
 
 def test_a_target_that_grew_into_another_lesion_is_not_gone() -> None:
@@ -74,6 +77,8 @@ def test_a_target_that_grew_into_another_lesion_is_not_gone() -> None:
     lone = assemble(Patient("P", tuple(v.timepoint for v in (apart, whole))), (apart, whole), growing=False, roles=roles)
     assert lone.targets == (other,)
     assert lone.responses["recist_1.1"][0].sum == pytest.approx(one.longest_mm)
+    assert lone.sums_sd_mm == (pytest.approx(one.sd_mm),)
+    assert content.rows(lone)[1]["sd"] == f"{one.sd_mm:.1f}", "the table has the error of this very sum"
     assert categories(lone) == ["PD"]
 
 

@@ -65,7 +65,8 @@ class Case:
     """Everything that is known of a patient. responses: by criterion, one a visit after the baseline.
 
     irecist: the same by iRECIST, where that was asked for. best_overall: with confirmation, best_seen: without. sums_sd_mm: standard
-    deviation of RECIST's sum, by visit after the baseline. chances: the same way, the probability of each RECIST category.
+    deviation of RECIST's sum, by visit after the baseline; baseline_sd_mm: of the baseline's. chances: by visit, the probability of each
+    RECIST category.
     notes: what its reader should know. names: what readers call a track.
     """
 
@@ -84,6 +85,7 @@ class Case:
     irecist: tuple[IResponse, ...] = ()
     best_seen: Category | None = None
     sums_sd_mm: tuple[float | None, ...] = ()
+    baseline_sd_mm: float | None = None
 
     def called(self, track: str) -> str:
         """A track with the name that readers gave it: "L1", or "L1 (the left one)"."""
@@ -147,6 +149,7 @@ def assemble(
         irecist=judged.irecist,
         best_seen=judged.best_seen,
         sums_sd_mm=judged.sums_sd_mm,
+        baseline_sd_mm=judged.baseline_sd_mm,
     )
 
 

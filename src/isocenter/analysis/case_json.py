@@ -45,10 +45,12 @@ def as_dict(case: Case) -> dict[str, Any]:
 def _responses(case: Case) -> dict[str, list[dict[str, Any]]]:
     """By criterion, one row a visit after the baseline."""
     rows = {criterion: [_response(r) for r in responses] for criterion, responses in case.responses.items()}
-    for row, sd in zip(rows.get("recist_1.1", ()), case.sums_sd_mm, strict=False):
-        row["sum_sd_mm"] = sd
     if case.irecist:
         rows["irecist"] = [{**_response(r.recist), "category": str(r.category), "reasons": list(r.reasons)} for r in case.irecist]
+    # These three add up the same diameters.
+    for criterion in ("recist_1.1", "irecist", "mrecist"):
+        for row, sd in zip(rows.get(criterion, ()), case.sums_sd_mm, strict=False):
+            row |= {"sum_sd_mm": sd, "baseline_sd_mm": case.baseline_sd_mm}
     return rows
 
 

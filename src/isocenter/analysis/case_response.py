@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 #: A lesion that was not there before is unequivocally new from this diameter on (measurable, RECIST 1.1 section 3.1.1).
 NEW_MM = 10.0
-#: Criteria that are judged by when they are asked for; RECIST 1.1 and volumes always are.
+#: Criteria that are judged by when they are asked for, and those that always are.
 CRITERIA = {"irecist": "iRECIST", "mrecist": "mRECIST", "rano": "RANO"}
+ALWAYS = ("recist_1.1", "volumetric")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Judged:
     best_overall: Category | None = None
     best_seen: Category | None = None
     sums_sd_mm: tuple[float | None, ...] = ()
+    baseline_sd_mm: float | None = None
     chances: tuple[Mapping[Category, float], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -50,10 +52,10 @@ class _Seen:
 
 
 def check(criteria: Iterable[str]) -> None:
-    """Raise `UsageError` for a criterion that is none of `CRITERIA`."""
+    """Raise `UsageError` for a criterion that is none of `ALWAYS` and `CRITERIA`."""
     for name in criteria:
-        if name not in CRITERIA:
-            raise UsageError(f"no criterion is called '{name[:40]}'; there are {', '.join(CRITERIA)}")
+        if name not in CRITERIA and name not in ALWAYS:
+            raise UsageError(f"no criterion is called '{name[:40]}'; there are {', '.join((*ALWAYS, *CRITERIA))}")
 
 
 def respond(
@@ -70,10 +72,11 @@ def respond(
     check(criteria)
     notes: list[str] = []
     later = [v for v in visits if v.timepoint.day > baseline.timepoint.day]
-    if not later:
-        return Judged(notes=("one visit only: there is no response, growth or forecast to tell yet",))
     nodes = frozenset(lesion.track for lesion in lesions if lesion.is_node and lesion.track in targets)
     seen = _Seen(baseline, graph, lesions, targets, non_targets, _parts(graph), _merged(graph), nodes)
+    baseline_sd = _sum_sd(seen, baseline) if targets else None
+    if not later:
+        return Judged(baseline_sd_mm=baseline_sd, notes=("one visit only: there is no response, growth or forecast to tell yet",))
     start, follow_ups = _as_visit(seen, baseline, None, notes), [_as_visit(seen, v, None, notes) for v in later]
     by_recist = tuple(recist.respond(start, follow_ups))
     responses = {"recist_1.1": by_recist}
@@ -98,6 +101,7 @@ def respond(
         recist.best_overall(by_recist, first_day, confirm=True),
         recist.best_overall(by_recist, first_day, confirm=False),
         tuple(_sum_sd(seen, v) if r.sum is not None else None for v, r in zip(later, by_recist, strict=True)),
+        baseline_sd,
         chances,
         tuple(dict.fromkeys(notes)),
     )

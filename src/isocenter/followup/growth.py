@@ -7,15 +7,15 @@ from pathlib import Path
 from blake3 import blake3
 
 from isocenter.analysis.case import Case, followed
-from isocenter.analysis.case_growth import grow
+from isocenter.analysis.case_growth import TrackGrowth, grow
 from isocenter.analysis.case_json import growth_dict
-from isocenter.analysis.growth.forecast import Population
+from isocenter.analysis.growth.forecast import BROAD, Population
 from isocenter.core.model import QUIET, Run
 from isocenter.followup import files
 
 GROWTH = "growth.json"
 #: Anything that changes fits or forecasts changes this.
-_VERSION = "1"
+_VERSION = "2"
 
 
 def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET) -> None:
@@ -23,13 +23,19 @@ def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET
     rows = followed(case.visits, case.lesions)
     names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     for k, name in enumerate(names, start=1):
-        here = {lesion.track for _, lesions in rows[:k] for lesion in lesions}
-        tracks = [track for track in case.graph.tracks if track in here]
         sizes = [(day, [(k.track, k.volume_mm3, k.sd_mm) for k in lesions]) for day, lesions in rows[:k]]
         key = blake3(repr((_VERSION, sizes, case.patient.therapies, population)).encode()).hexdigest()[:32]
         file = home / name / GROWTH
         if (files.read_json(file) or {}).get("key") == key:
             continue
         run.check()
-        told = [growth_dict(track) for track in grow(rows[:k], tracks, case.patient.therapies, population, scenarios=())]
-        files.save(file, files.json_bytes({"key": key, "visits": names[:k], "growth": told}))
+        _, known = told_at(case, k, population)
+        files.save(file, files.json_bytes({"key": key, "visits": names[:k], "growth": [growth_dict(track) for track in known]}))
+
+
+def told_at(case: Case, count: int, population: Population = BROAD) -> tuple[tuple[str, ...], tuple[TrackGrowth, ...]]:
+    """The first `count` visits with a scan, and growth and forecast by these alone: of all lesions together, then of each track seen by then."""
+    rows = followed(case.visits, case.lesions)[:count]
+    here = {lesion.track for _, lesions in rows for lesion in lesions}
+    names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
+    return tuple(names[:count]), grow(rows, [t for t in case.graph.tracks if t in here], case.patient.therapies, population, scenarios=())

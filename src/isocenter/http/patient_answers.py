@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -70,7 +71,8 @@ class NewPatient(Strict):
     study_id: str | None = Field(None, max_length=64, description="An uploaded study to begin with.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="How scans are measured: model, labels, least_mm3, registration, immunotherapy, embedder (see docs/track.md).",
+        description="How scans are measured and judged: model, labels, least_mm3, registration, criteria, immunotherapy, embedder "
+        "(see docs/patients.md).",
     )
     patient_fields: dict[str, str] = Field(
         default_factory=dict, description="patient_id, name, birth_date, sex: kept apart, and told only with `patient_fields=true`."
@@ -89,6 +91,11 @@ class NewTimepoint(Strict):
         default_factory=list, max_length=200, description="Voxels [x, y, z] in each lesion, a list a lesion, where there is no mask and no model."
     )
     new_lesions: bool | None = Field(None, description="Whether there are unequivocally new lesions, where a reader decided that.")
+    assessment: dict[str, str] = Field(
+        default_factory=dict,
+        description="What no image says: non_targets (CR, NON-CR/NON-PD, PD, NE); for RANO flair, clinical (better, stable, worse) and "
+        "steroids (the same, or none).",
+    )
     replace: bool = Field(False, description="Make a visit of this id anew.")
     study_id: str | None = Field(None, max_length=64)
 
@@ -178,6 +185,8 @@ def visit_answer(row: VisitRow) -> dict[str, Any]:
         "modality": row.modality,
         "lesions": None if lesions is None else len(lesions),
         "reason": row.measured.get("reason"),
+        "new_lesions": row.measured.get("new_lesions"),
+        "assessment": row.measured.get("assessment") or {},
         "notes": list(row.measured.get("notes") or ()),
         "registration": None if found is None else {k: found[k] for k in ("accepted", "reason", "alike", "overlap") if k in found},
         "files": [{"name": f.name, "bytes": f.bytes, "media_type": f.media_type, "url": f"{base}/files/{f.name}"} for f in row.files],
@@ -211,13 +220,14 @@ def measurement_answer(lesion: Lesion, known: Known) -> dict[str, Any]:
     }
 
 
-def response_answer(case: Case) -> dict[str, Any]:
-    """Response by every criterion, with the probability of each category."""
+def response_answer(case: Case, criteria: Sequence[str] = ()) -> dict[str, Any]:
+    """Response by every criterion (or those that were asked for), with the probability of each category by RECIST 1.1."""
     from isocenter.analysis.case_json import as_dict
 
     told = as_dict(case)
-    names = ("targets", "non_targets", "response", "best_overall_response", "response_probabilities", "notes")
-    return {name: told[name] for name in names}
+    names = ("targets", "non_targets", "response", "best_overall_response", "best_overall_response_unconfirmed", "response_probabilities", "notes")
+    answer = {name: told[name] for name in names}
+    return {**answer, "response": {name: rows for name, rows in told["response"].items() if not criteria or name in criteria}}
 
 
 def scenario_answer(scenario: Scenario) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 
-from isocenter.analysis import case_json
+from isocenter.analysis import case_json, case_response
 from isocenter.core.errors import NotFoundError, UsageError
 from isocenter.http.patient_answers import (
     Asker,
@@ -33,11 +33,18 @@ from isocenter.http.patient_answers import (
 )
 from isocenter.patients import audit
 from isocenter.patients.service import Change, Patients
-from isocenter.patients.similar import RADIOMICS, Alike
+from isocenter.patients.similar import RADIOMICS, Likeness
 
 router = APIRouter(prefix="/api/v1/patients/{patient_id}", tags=["Patients"])
 Track = Annotated[str, Query(max_length=64, description="A track (L1, L2), or `total`: all lesions together.")]
 Some = Annotated[str | None, Query(max_length=64)]
+Criteria = Annotated[
+    list[str] | None,
+    Query(
+        max_length=10,
+        description="One of recist_1.1, volumetric, irecist, mrecist, rano; repeatable. By default the first two and those of the patient's options.",
+    ),
+]
 Nearest = Annotated[int, Query(ge=1, le=100)]
 Version = Annotated[int, Path(ge=0, le=2**31 - 1)]
 Rank = Annotated[Literal["graph", "vector"], Query(description="With the lesion's neighbours in the graph, or by its own vector alone.")]
@@ -51,7 +58,7 @@ async def lesions(
     """Lesions at every visit, as corrected."""
     known = await asyncio.to_thread(twins.known, patient_id)
     found = [k for k in known.case.lesions if timepoint_id in (None, k.timepoint_id) and track in (None, k.track)]
-    return {"data": [lesion_answer(k, known) for k in found[skip : skip + limit]], "count": len(found)}
+    return {"data": [lesion_answer(k, known) for k in found[skip : skip + limit]], "count": len(found), "notes": list(known.case.notes)}
 
 
 @router.get("/lesions/{timepoint_id}/{lesion_id}")
@@ -76,7 +83,7 @@ async def measurements(twins: Twins, patient_id: PatientId, skip: Skip = 0, limi
     """Sizes of every lesion at every visit, with their errors, and whether a reader set them."""
     known = await asyncio.to_thread(twins.known, patient_id)
     found = known.case.lesions
-    return {"data": [measurement_answer(k, known) for k in found[skip : skip + limit]], "count": len(found)}
+    return {"data": [measurement_answer(k, known) for k in found[skip : skip + limit]], "count": len(found), "notes": list(known.case.notes)}
 
 
 # Treatment
@@ -128,9 +135,11 @@ async def delete_therapy(twins: Twins, who: Asker, patient_id: PatientId, therap
 
 
 @router.get("/response")
-async def response(twins: Twins, patient_id: PatientId) -> dict[str, Any]:
+async def response(twins: Twins, patient_id: PatientId, criterion: Criteria = None) -> dict[str, Any]:
     """RECIST 1.1 and the other criteria at every visit, with each rule's section and the probability of each category."""
-    return response_answer((await asyncio.to_thread(twins.known, patient_id)).case)
+    asked = criterion or []
+    case_response.check(asked)
+    return response_answer((await asyncio.to_thread(twins.known, patient_id, asked)).case, asked)
 
 
 @router.get("/growth")
@@ -138,6 +147,13 @@ async def growth(twins: Twins, patient_id: PatientId, track: Track = "total") ->
     """Growth models by weight, and the forecast, of one track or of all lesions together."""
     found = await asyncio.to_thread(lambda: twins.cases.growth(twins.known(patient_id).case, track))
     return case_json.growth_dict(found)
+
+
+@router.get("/timepoints/{timepoint_id}/growth")
+async def growth_at(twins: Twins, patient_id: PatientId, timepoint_id: TimepointId) -> dict[str, Any]:
+    """Growth and forecast as they could be told at a visit, from those up to it: of all lesions together, then of each track."""
+    visits, found = await asyncio.to_thread(lambda: twins.cases.growth_at(twins.known(patient_id).case, timepoint_id))
+    return {"timepoint_id": timepoint_id, "visits": list(visits), "growth": [case_json.growth_dict(track) for track in found]}
 
 
 @router.get("/scenarios")
@@ -155,8 +171,9 @@ async def scenarios(
 # What is alike
 
 
-def _alike(found: list[Alike]) -> dict[str, Any]:
-    return {"data": [{"patient_id": a.patient_id, "similarity": round(a.similarity, 6), **a.facts} for a in found], "count": len(found)}
+def _alike(alike: Likeness) -> dict[str, Any]:
+    rows = [{"patient_id": a.patient_id, "similarity": round(a.similarity, 6), **a.facts} for a in alike.found]
+    return {"data": rows, "count": len(rows), "search": alike.how}
 
 
 @router.get("/similar")

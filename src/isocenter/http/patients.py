@@ -81,14 +81,14 @@ async def page(twins: Twins, skip: Skip = 0, limit: Limit = 100) -> dict[str, An
 
 @router.get("/{patient_id}")
 async def get(twins: Twins, who: Asker, patient_id: PatientId, patient_fields: Fields = False) -> dict[str, Any]:
-    """One patient and its visits."""
+    """One patient and its visits. notes: what a reader of its case should know, slips included."""
 
     def work() -> dict[str, Any]:
         patient = twins.records.get(patient_id)
         if patient_fields:
             twins.records.noted(patient_id, who, "read_patient_fields")
         visits = [visit_answer(v) for v in twins.records.visits(patient_id)]
-        return {**patient_answer(patient, fields=patient_fields), "timepoints": visits}
+        return {**patient_answer(patient, fields=patient_fields), "timepoints": visits, "notes": twins.notes(patient_id)}
 
     return await asyncio.to_thread(work)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -58,6 +59,11 @@ class VisitFiles:
     new_lesions: bool | None = None
     boxes: tuple[tuple[int, int, int, int, int, int], ...] = ()
     assessment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> int:
+        """How many lesions were marked; 0 where a mask has them."""
+        return 0 if self.mask is not None else len(self.clicks) + len(self.boxes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,10 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
         boxes = tuple(_box(box) for box in row.get("boxes", []))
         image, mask = (_inside(folder, row.get(name)) for name in ("image", "mask"))
         name = check_id(str(row.get("id", f"visit-{k + 1}")), "a visit's id")
-        facts = image, row.get("series_uid"), row.get("modality"), mask, clicks, row.get("new_lesions"), boxes, _assessment(row.get("assessment", {}))
+        new = row.get("new_lesions")
+        if new not in (None, True, False):
+            raise InputError("new_lesions is true, false or null")
+        facts = image, row.get("series_uid"), row.get("modality"), mask, clicks, new, boxes, assessment_of(row.get("assessment", {}))
         visits.append(VisitFiles(name, day, when, *facts))
     therapies = []
     for k, row in enumerate(told.get("therapies", [])):
@@ -159,8 +168,8 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
     return replace(study, names=_names(told.get("names", []), known), corrections=_decisions(told.get("corrections", [])))
 
 
-def _assessment(said: dict[str, Any]) -> dict[str, str]:
-    """Raises `InputError` for anything that is not in `ASSESSMENT`."""
+def assessment_of(said: Mapping[str, Any]) -> dict[str, str]:
+    """What a person says of a visit. Raises `InputError` for anything that is not in `ASSESSMENT`."""
     for name, value in said.items():
         if name not in ASSESSMENT or value not in ASSESSMENT[name]:
             allowed = "; ".join(f"{key}: {', '.join(words)}" for key, words in ASSESSMENT.items())

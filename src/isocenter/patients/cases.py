@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
@@ -24,6 +24,8 @@ from isocenter.core.errors import ConflictError, NotFoundError
 from isocenter.core.patient import Patient, Timepoint
 from isocenter.followup.between import carried
 from isocenter.followup.files import found_of
+from isocenter.followup.growth import told_at
+from isocenter.followup.slips import Described, slips
 from isocenter.patients.options import options_of
 from isocenter.patients.records import PatientRow, Records, VisitRow
 
@@ -54,7 +56,16 @@ def measured_of(rows: Sequence[VisitRow]) -> list[MeasuredVisit]:
         spacing = kept.get("spacing_mm")
         x, y, z = spacing or (1.0, 1.0, 1.0)
         visits.append(
-            MeasuredVisit(point, found, (x, y, z) if spacing else None, None, kept.get("new_lesions"), kept.get("reason"), tuple(kept["notes"]))
+            MeasuredVisit(
+                point,
+                found,
+                (x, y, z) if spacing else None,
+                None,
+                kept.get("new_lesions"),
+                kept.get("reason"),
+                tuple(kept["notes"]),
+                assessment=kept.get("assessment") or {},
+            )
         )
     seen = [k for k, v in enumerate(visits) if v.found is not None]
     for before, after in pairwise(seen):
@@ -62,6 +73,16 @@ def measured_of(rows: Sequence[VisitRow]) -> list[MeasuredVisit]:
         if known and (known.get("keys") or ())[:2] == [rows[before].key, rows[after].key]:
             visits[before] = carried(visits[before], visits[after].timepoint.timepoint_id, known)
     return visits
+
+
+def _slips(rows: Sequence[VisitRow], edits: Edits) -> Iterator[str]:
+    """What looks like a slip of whoever sent the visits."""
+    described = [
+        Described(row.timepoint_id, row.measured.get("volume") or row.id, row.measured.get("marks") or 0, [f["id"] for f in row.measured["lesions"]])
+        for row in rows
+        if row.measured.get("lesions") is not None
+    ]
+    return slips(described, edits.names)
 
 
 def edits_of(records: Records, patient: PatientRow) -> Edits:
@@ -77,8 +98,8 @@ class Cases:
         self._lock = Lock()
         self._kept: OrderedDict[str, Case] = OrderedDict()
 
-    def known(self, patient_id: str, edits: Edits | None = None) -> Known:
-        """A patient's case without growth. edits: as if these held.
+    def known(self, patient_id: str, edits: Edits | None = None, criteria: Sequence[str] = ()) -> Known:
+        """A patient's case without growth. edits: as if these held. criteria: more than the patient's options name.
 
         Raises `NotFoundError`; `ConflictError` while no visit has a scan that could be used; `UsageError` for edits that contradict.
         """
@@ -88,16 +109,18 @@ class Cases:
         measured = tuple(measured_of(rows))
         if not any(v.found is not None for v in measured):
             raise ConflictError("no visit of this patient has been measured yet: send a scan, or wait for its job to end")
-        case = self._core(patient, rows, measured, edits)
+        case = self._core(patient, rows, measured, edits, criteria)
         names = track_names(edits, case.graph)
-        case = replace(case, patient=Patient(patient_id, tuple(v.timepoint for v in measured), edits.therapies), names=names)
+        notes = (*dict.fromkeys(note for row in rows for note in row.measured.get("study_notes") or ()), *_slips(rows, edits), *case.notes)
+        case = replace(case, patient=Patient(patient_id, tuple(v.timepoint for v in measured), edits.therapies), names=names, notes=notes)
         return Known(patient, case, edits, names, rows, measured)
 
-    def _core(self, patient: PatientRow, rows: Sequence[VisitRow], measured: Sequence[MeasuredVisit], edits: Edits) -> Case:
-        """Lesions, tracks and response, which no treatment changes."""
-        data = {k: v for k, v in edits.as_dict().items() if k not in ("therapies", "names")}
-        immunotherapy = options_of(patient.options).immunotherapy
-        key = json.dumps([patient.id, immunotherapy, [(r.id, (r.registration or {}).get("keys")) for r in rows], data])
+    def _core(self, patient: PatientRow, rows: Sequence[VisitRow], measured: Sequence[MeasuredVisit], edits: Edits, criteria: Sequence[str]) -> Case:
+        """Lesions, tracks and response, which of all treatments only radiotherapy changes (RANO)."""
+        options = options_of(patient.options)
+        asked = sorted({*options.criteria, *criteria, *(("irecist",) if options.immunotherapy else ())})
+        data = {k: v for k, v in edits.as_dict().items() if k not in (("names",) if "rano" in asked else ("therapies", "names"))}
+        key = json.dumps([patient.id, asked, [(r.id, (r.registration or {}).get("keys")) for r in rows], data])
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -105,11 +128,11 @@ class Cases:
         visits = edited(measured, edits)
         holds = effective(visits, edits)
         case = assemble(
-            Patient(patient.id, tuple(v.timepoint for v in visits)),
+            Patient(patient.id, tuple(v.timepoint for v in visits), edits.therapies),
             visits,
             corrections=holds.links,
             roles=holds.roles,
-            immunotherapy=immunotherapy,
+            criteria=asked,
             growing=False,
             uncorrected=measured,
         )
@@ -126,6 +149,18 @@ class Cases:
         lesions = [k for k in case.lesions if track in (TOTAL, k.track)]
         (found,) = grow(followed(case.visits, lesions), (), case.patient.therapies, scenarios=())
         return replace(found, track=track)
+
+    def growth_at(self, case: Case, timepoint_id: str) -> tuple[tuple[str, ...], tuple[TrackGrowth, ...]]:
+        """The visits up to one, and the growth of all lesions together and of each track as it could be told there.
+
+        Raises `NotFoundError` for a visit that is not there, `ConflictError` for one without lesions to look at.
+        """
+        if timepoint_id not in {v.timepoint.timepoint_id for v in case.visits}:
+            raise NotFoundError("Timepoint not found")
+        seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
+        if timepoint_id not in seen:
+            raise ConflictError("nothing was measured at this visit, so growth is as at the visit before")
+        return told_at(case, seen.index(timepoint_id) + 1)
 
     def scenarios(self, case: Case, names: Sequence[str] = (), track: str = TOTAL) -> tuple[Scenario, ...]:
         """What if: the curves of a track under scenarios by their names, by default all there are.

@@ -10,7 +10,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from isocenter.core.errors import InputError, UsageError
 from isocenter.core.model import Run
 from isocenter.core.patient import check_id
 from isocenter.followup import between, describe
+from isocenter.followup import files as files_of
 from isocenter.followup.between import Aligner
 from isocenter.followup.visit import measure_visit, visit_key
 from isocenter.io import door, unpack, visits
@@ -57,7 +58,10 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class VisitFacts:
-    """What a client says of one scan. clicks: voxels (x, y, z), a list a lesion. replace: a visit of this id is made anew."""
+    """What a client says of one scan. clicks: voxels (x, y, z), a list a lesion. replace: a visit of this id is made anew.
+
+    assessment: what no image says, by `io.visits.ASSESSMENT`.
+    """
 
     timepoint_id: str | None = None
     day: float | None = None
@@ -66,6 +70,7 @@ class VisitFacts:
     series_uid: str | None = None
     clicks: Sequence[Sequence[Sequence[int]]] = ()
     new_lesions: bool | None = None
+    assessment: Mapping[str, str] = field(default_factory=dict)
     replace: bool = False
 
 
@@ -170,6 +175,7 @@ class _Work:
             mask=mask,
             clicks=clicks,
             new_lesions=facts.new_lesions,
+            assessment=visits.assessment_of(facts.assessment),
         )
 
     # One visit
@@ -191,7 +197,7 @@ class _Work:
             visit.scan_date,
             visit.modality,
             key,
-            told(measured, visit),
+            told(measured, visit, files_of.key_of(folder, "volume"), study.notes),
             tuple(files),
             study.patient_id if is_dicom else None,
         )
@@ -303,15 +309,22 @@ class _Work:
         self._records.correct(patient.id, edits.as_dict(), self._who, base=patient.version, action="import_therapies", detail=detail)
 
 
-def told(measured: MeasuredVisit, visit: VisitFiles) -> dict[str, Any]:
-    """What is kept of a measured visit, as plain data; `cases.measured_of` is the way back."""
+def told(measured: MeasuredVisit, visit: VisitFiles, volume: str | None = None, study: Sequence[str] = ()) -> dict[str, Any]:
+    """What is kept of a measured visit, as plain data; `cases.measured_of` is the way back.
+
+    volume: key of its scan's voxels. study: notes on the study that it came with.
+    """
     lesions = None if measured.found is None else [asdict(f) for f in measured.found]
     facts = {
         "lesions": lesions,
         "spacing_mm": list(measured.spacing) if measured.spacing else None,
         "new_lesions": measured.new_lesions,
+        "assessment": dict(measured.assessment),
         "reason": measured.reason,
         "notes": list(measured.notes),
+        "study_notes": list(study),
+        "volume": volume,
+        "marks": visit.marks,
         "series_uid": visit.series_uid,
         "appearance": f"{appearance.NAME}-{appearance.VERSION}",
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from isocenter.analysis import case_response
 from isocenter.analysis.tracking.register import Freedom
 from isocenter.core.errors import UsageError
 from isocenter.followup.options import TrackOptions
 
-_OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "registration", "immunotherapy", "embedder")
+_OPTIONS = ("model", "labels", "least_mm3", "spacing_mm", "preprocessed", "registration", "immunotherapy", "criteria", "embedder")
 
 
 def options_of(data: Mapping[str, Any]) -> TrackOptions:
@@ -17,13 +18,16 @@ def options_of(data: Mapping[str, Any]) -> TrackOptions:
     unknown = set(data) - set(_OPTIONS)
     if unknown:
         raise UsageError(f"there is no option '{sorted(unknown)[0][:40]}'; there are: {', '.join(_OPTIONS)}")
-    kinds = {"model": str, "embedder": str, "preprocessed": bool, "immunotherapy": bool, "labels": list | tuple, "registration": str}
+    words: tuple[type, ...] = (list, tuple)
+    kinds: dict[str, type | tuple[type, ...]]
+    kinds = {"model": str, "embedder": str, "preprocessed": bool, "immunotherapy": bool, "labels": words, "criteria": words, "registration": str}
     for name, kind in kinds.items():
         if data.get(name) is not None and not isinstance(data[name], kind):
             raise UsageError(f"the option {name} is of another kind; see docs/track.md")
-    if not all(isinstance(label, str) for label in data.get("labels") or ()):
-        raise UsageError("labels is a list of names")
-    values = {**data, "labels": tuple(data.get("labels") or ())}
+    if not all(isinstance(word, str) for name in ("labels", "criteria") for word in data.get(name) or ()):
+        raise UsageError("labels and criteria are lists of names")
+    values = {**data, "labels": tuple(data.get("labels") or ()), "criteria": tuple(data.get("criteria") or ())}
+    case_response.check(values["criteria"])
     freedom = values.pop("registration", "affine")
     if freedom not in (None, "none", *Freedom):
         raise UsageError(f"registration is one of: none, {', '.join(Freedom)}")

@@ -6,7 +6,7 @@ Every change leaves a line in the audit log, in the transaction that makes it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from isocenter.analysis.case_edits import Edits
 from isocenter.core.errors import ConflictError, NotFoundError, UsageError
 from isocenter.core.model import Task
 from isocenter.core.patient import Decision, TherapyEvent, check_id
+from isocenter.io import visits
 from isocenter.io.upload import Upload
 from isocenter.jobs import needs
 from isocenter.jobs.backend import Backend
@@ -30,7 +31,7 @@ from isocenter.patients.cases import Cases, Known, edits_of
 from isocenter.patients.job import VisitFacts
 from isocenter.patients.options import options_of
 from isocenter.patients.records import NewVisit, PatientRow, Records, Version, VisitRow
-from isocenter.patients.similar import RADIOMICS, Similar
+from isocenter.patients.similar import Similar
 from isocenter.service import Service
 
 #: Fields of a patient that a person may keep, told only when asked for.
@@ -58,7 +59,8 @@ class Patients:
     def similar(self) -> Similar:
         """The vectors; opened when they are first needed."""
         if self._similar is None:
-            self._similar = Similar(self.backend.database, self.backend.settings.vector_index)
+            chosen = self.backend.settings
+            self._similar = Similar(self.backend.database, chosen.vector_index, chosen.vector_memory_bytes)
         return self._similar
 
     # 1. Somebody brings scans.
@@ -125,7 +127,8 @@ class Patients:
         count = len(self.records.visits(patient_id))
         if visit.day is None and visit.scan_date is None:
             raise UsageError("give the visit's day after the first one, or its date")
-        measured: dict[str, Any] = {"lesions": None, "new_lesions": visit.new_lesions, "reason": NO_SCAN, "notes": []}
+        said = {"new_lesions": visit.new_lesions, "assessment": dict(visit.assessment)}
+        measured: dict[str, Any] = {"lesions": None, **said, "reason": NO_SCAN, "notes": []}
         when = date.fromisoformat(visit.scan_date) if visit.scan_date else None
         new = NewVisit(visit.timepoint_id or f"visit-{count + 1}", visit.day, when, visit.modality, None, measured)
         row, freed = self.records.put_visit(patient_id, new, who, replace=visit.replace)
@@ -139,16 +142,21 @@ class Patients:
 
     def delete(self, patient_id: str, who: Who) -> None:
         """Forget a patient. The audit log stays, under the pseudonym."""
-        rows = self.records.visits(patient_id)
-        kinds = {name for row in rows for name in row.measured.get("embeddings") or {}}
         self._drop(self.records.delete(patient_id, who))
-        self.similar.forget(patient_id, kinds=(RADIOMICS, *kinds))
+        self.similar.forget(patient_id)
 
     # 2. Somebody looks at the case, and corrects it.
 
-    def known(self, patient_id: str) -> Known:
-        """The case as it is now, without growth."""
-        return self.cases.known(patient_id)
+    def known(self, patient_id: str, criteria: Sequence[str] = ()) -> Known:
+        """The case as it is now, without growth. criteria: to judge it by, beside those of the patient's options."""
+        return self.cases.known(patient_id, criteria=criteria)
+
+    def notes(self, patient_id: str) -> list[str]:
+        """What a reader of the case should know; nothing while there is no case yet."""
+        try:
+            return list(self.known(patient_id).case.notes)
+        except ConflictError:
+            return []
 
     def correct(self, patient_id: str, change: Change, who: Who, *, reason: str = "", base: int | None = None) -> Version:
         """Another version with one change more. base: the version that the client saw.
@@ -218,6 +226,7 @@ class Patients:
                 date.fromisoformat(visit.scan_date)
         except ValueError:
             raise UsageError("a date is written as YYYY-MM-DD") from None
+        visits.assessment_of(visit.assessment)
         there = [v for v in self.records.visits(patient.id) if v.timepoint_id == visit.timepoint_id]
         if there and not visit.replace:
             raise ConflictError(f"there is a visit '{visit.timepoint_id}' already; delete it first, or say that it is to be replaced")

@@ -5,7 +5,7 @@ Collections are named by what made the vectors, so that vectors of two kinds nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,15 @@ from isocenter.analysis.similar import Seen, case_vector, graph_vectors, unit
 from isocenter.core.errors import ConflictError, NotFoundError
 from isocenter.patients.cases import Known
 from isocenter.store.database import Database
-from isocenter.store.vectors import Vectors, open_vectors
+from isocenter.store.vector_search import MEMORY_BYTES, Entry, Vectors
+from isocenter.store.vectors import open_vectors
 
 #: The vectors that are always there.
 RADIOMICS = f"{appearance.NAME}-{appearance.VERSION}"
 #: How lesions are ranked: with their neighbours in the graph, or by their own vectors.
 _LESIONS = {"graph": "lesion-graph", "vector": "lesions"}
 _CASES = "cases"
+_OURS = tuple(f"{name}:" for name in (*_LESIONS.values(), _CASES))
 
 
 @dataclass(frozen=True)
@@ -34,37 +36,36 @@ class Alike:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """What is alike, most alike first. how: the search was made, see `vector_search`."""
+
+    found: tuple[Alike, ...]
+    how: str
+
+
 class Similar:
     """The vectors of one database."""
 
-    def __init__(self, database: Database, index: str = "exact") -> None:
-        self.vectors: Vectors = open_vectors(database, index)
+    def __init__(self, database: Database, index: str = "exact", memory_bytes: int = MEMORY_BYTES) -> None:
+        self.vectors: Vectors = open_vectors(database, index, memory_bytes)
 
     def index(self, known: Known) -> None:
         """Keep the vectors of a patient's lesions as they are now; those of before are forgotten."""
-        self.forget(known.patient.id, kinds=(RADIOMICS, *_embedders(known)))
-        for kind in (RADIOMICS, *_embedders(known)):
-            seen = _seen(known, kind)
-            if not seen:
-                continue
-            graph = graph_vectors(seen)
-            for lesion in seen:
-                _, visit, name = lesion.key.split(":")
-                facts = {"timepoint_id": visit, "lesion_id": name, "track": lesion.track, "volume_mm3": lesion.volume_mm3}
-                self.vectors.add(f"lesions:{kind}", lesion.key, np.asarray(lesion.vector), facts)
-                self.vectors.add(f"lesion-graph:{kind}", lesion.key, graph[lesion.key], facts)
-            facts = {"lesions": len({s.track for s in seen}), "visits": len({s.visit for s in seen})}
-            self.vectors.add(f"{_CASES}:{kind}", f"{known.patient.id}:", case_vector(seen), facts)
+        patient_id, ready = known.patient.id, _entries(known)
+        for collection, entries in ready.items():
+            self.vectors.replace(collection, f"{patient_id}:", entries)
+        self.forget(patient_id, but=ready)
 
-    def forget(self, patient_id: str, kinds: tuple[str, ...] = (RADIOMICS,)) -> None:
-        """Drop a patient's vectors."""
-        for kind in kinds:
-            for name in (*_LESIONS.values(), _CASES):
-                self.vectors.delete(f"{name}:{kind}", beginning=f"{patient_id}:")
+    def forget(self, patient_id: str, *, but: Container[str] = ()) -> None:
+        """Drop a patient's vectors, whatever made them. but: collections in which they stay."""
+        for collection in self.vectors.collections():
+            if collection.startswith(_OURS) and collection not in but:
+                self.vectors.delete(collection, beginning=f"{patient_id}:")
 
     def lesions(
         self, known: Known, timepoint_id: str, lesion_id: str, *, k: int = 10, rank: str = "graph", kind: str = RADIOMICS, same_patient: bool = False
-    ) -> list[Alike]:
+    ) -> Likeness:
         """The lesions most like one, of other patients unless `same_patient`. Raises `NotFoundError` for one without such a vector."""
         seen = _seen(known, kind)
         key = f"{known.patient.id}:{timepoint_id}:{lesion_id}"
@@ -75,16 +76,34 @@ class Similar:
         own = len(seen)
         hits = self.vectors.search(f"{_LESIONS[rank]}:{kind}", vector, k + (1 if same_patient else own))
         found = [Alike(h.key.split(":")[0], h.similarity, h.facts) for h in hits if h.key != key]
-        return [f for f in found if same_patient or f.patient_id != known.patient.id][:k]
+        return Likeness(tuple(f for f in found if same_patient or f.patient_id != known.patient.id)[:k], hits.how)
 
-    def cases(self, known: Known, *, k: int = 10, kind: str = RADIOMICS) -> list[Alike]:
+    def cases(self, known: Known, *, k: int = 10, kind: str = RADIOMICS) -> Likeness:
         """The patients most like one. Raises `ConflictError` for one without lesions."""
         seen = _seen(known, kind)
         if not seen:
             raise ConflictError("this patient has no lesion to compare")
         hits = self.vectors.search(f"{_CASES}:{kind}", case_vector(seen), k + 1)
         own = f"{known.patient.id}:"
-        return [Alike(h.key.rstrip(":"), h.similarity, h.facts) for h in hits if h.key != own][:k]
+        return Likeness(tuple(Alike(h.key.rstrip(":"), h.similarity, h.facts) for h in hits if h.key != own)[:k], hits.how)
+
+
+def _entries(known: Known) -> dict[str, list[Entry]]:
+    """A patient's vectors by collection: of every lesion at every visit, and of the patient."""
+    ready: dict[str, list[Entry]] = {}
+    for kind in (RADIOMICS, *_embedders(known)):
+        seen = _seen(known, kind)
+        if not seen:
+            continue
+        graph = graph_vectors(seen)
+        for lesion in seen:
+            _, visit, name = lesion.key.split(":")
+            facts = {"timepoint_id": visit, "lesion_id": name, "track": lesion.track, "volume_mm3": lesion.volume_mm3}
+            ready.setdefault(f"{_LESIONS['vector']}:{kind}", []).append(Entry(lesion.key, np.asarray(lesion.vector), facts))
+            ready.setdefault(f"{_LESIONS['graph']}:{kind}", []).append(Entry(lesion.key, graph[lesion.key], facts))
+        facts = {"lesions": len({s.track for s in seen}), "visits": len({s.visit for s in seen})}
+        ready[f"{_CASES}:{kind}"] = [Entry(f"{known.patient.id}:", case_vector(seen), facts)]
+    return ready
 
 
 def _embedders(known: Known) -> tuple[str, ...]:

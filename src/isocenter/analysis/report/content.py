@@ -62,12 +62,13 @@ def percent(value: float | None) -> str:
 def rows(case: Case) -> list[dict[str, str]]:
     """The table of responses: a row a visit."""
     responses = {r.day: (r, chances) for r, chances in zip(case.responses.get("recist_1.1", ()), case.chances or [{}] * 999, strict=False)}
+    spreads = {r.day: sd for r, sd in zip(case.responses.get("recist_1.1", ()), case.sums_sd_mm, strict=False)}
     first = next((v.timepoint.timepoint_id for v in case.visits if v.found is not None), None)
     told = []
     for visit in case.visits:
         name = visit.timepoint.timepoint_id
         here = [lesion for lesion in case.at(name) if lesion.is_target]
-        spread = sum((lesion.sd_mm or 0) ** 2 for lesion in here) ** 0.5
+        spread = case.baseline_sd_mm if name == first else spreads.get(visit.timepoint.day)
         response, chances = responses.get(visit.timepoint.day, (None, {}))
         total = response.sum if response else sum((le.short_axis_mm if le.is_node else le.longest_mm) or 0 for le in here) if name == first else None
         told.append(
@@ -76,7 +77,7 @@ def rows(case: Case) -> list[dict[str, str]]:
                 "day": f"{visit.timepoint.day:g}",
                 "lesions": str(len(case.at(name))) if visit.found is not None else unseen(visit),
                 "sum": number(total),
-                "sd": number(spread) if here else "",
+                "sd": number(spread),
                 "baseline": percent(response.percent_baseline if response else None),
                 "nadir": percent(response.percent_nadir if response else None),
                 "category": str(response.category) if response else "",

@@ -1,0 +1,134 @@
+"""By what a patient on record is judged, what people say of a visit, growth as it was known then, and what looks like a slip."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from isocenter.core.geometry import Grid
+from isocenter.io import nifti
+from tests.http.test_patients import BASE, client, ended, get, upload
+
+__all__ = ["client"]
+
+GRID = Grid((16, 40, 48), (2.0, 2.0, 4.0))
+OPTIONS = {"preprocessed": False, "registration": "none"}
+#: Middles (z, y, x) and half edges of boxes, a visit a row.
+LESIONS = (
+    (((8, 12, 12), 6), ((8, 30, 36), 4)),
+    (((8, 12, 12), 5), ((8, 30, 36), 4)),
+    (((8, 12, 12), 4), ((8, 30, 36), 4)),
+)
+THERAPIES = [{"type": "chemotherapy", "start": 5, "end": 40}]
+
+
+def files_of(number: int, lesions: Any) -> dict[str, bytes]:
+    """A scan and its mask, by their names."""
+    mask = np.zeros(GRID.shape, np.uint8)
+    for (z, y, x), half in lesions:
+        mask[z - 2 : z + 2, y - half : y + half, x - half : x + half] = 1
+    scan = np.where(mask, 120, 40 + number).astype(np.int16)
+    return {f"{name}-{number}.nii.gz": nifti.write(a, GRID, header=None, compress=True) for name, a in (("ct", scan), ("mask", mask))}
+
+
+def study_of(lesions: Any = LESIONS, **more: Any) -> bytes:
+    """A study as a ZIP, its lesions by visit, 60 days apart. more: of its study.json, `visits` by number."""
+    facts = more.pop("visits", {})
+    rows = [
+        {"id": f"visit-{k}", "day": 60 * (k - 1), "image": f"ct-{k}.nii.gz", "mask": f"mask-{k}.nii.gz", "modality": "CT", **facts.get(k, {})}
+        for k in range(1, len(lesions) + 1)
+    ]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        for k, boxes in enumerate(lesions, start=1):
+            for name, data in files_of(k, boxes).items():
+                made.writestr(name, data)
+        made.writestr("study.json", json.dumps({"patient_id": "P", "visits": rows, "therapies": THERAPIES, **more}))
+    return buffer.getvalue()
+
+
+def followed(client: TestClient, name: str, archive: bytes, **options: Any) -> str:
+    """The address of a patient made from a study."""
+    done = ended(client, upload(client, archive, patient_id=name, options={**OPTIONS, **options})["job"])
+    assert done["status"] == "completed", done["error"]
+    return f"{BASE}/{name}"
+
+
+@pytest.fixture(scope="module")
+def patient(client: TestClient) -> str:
+    said = {2: {"assessment": {"non_targets": "PD", "clinical": "worse"}}}
+    return followed(client, "judged", study_of(visits=said, names=[["visit-1", "lesion-9", "nobody"]]), criteria=["mrecist"])
+
+
+def test_criteria_are_those_of_the_options_or_of_the_question(client: TestClient, patient: str) -> None:
+    assert set(get(client, f"{patient}/response")["response"]) == {"recist_1.1", "volumetric", "mrecist"}
+    every = get(client, f"{patient}/response", criterion=["recist_1.1", "volumetric", "irecist", "mrecist", "rano"])["response"]
+    assert set(every) == {"recist_1.1", "volumetric", "irecist", "mrecist", "rano"}
+    assert all(len(rows) == 2 for rows in every.values())
+    assert set(get(client, f"{patient}/response", criterion="rano")["response"]) == {"rano"}
+    refused = client.get(f"{patient}/response", params={"criterion": "percist"})
+    assert refused.status_code == 400
+    assert "irecist" in refused.json()["detail"]
+    assert client.post(BASE, json={"options": {"criteria": ["percist"]}}).status_code == 400
+    assert client.post(BASE, json={"options": {"criteria": "rano"}}).status_code == 400
+
+
+def test_sums_have_their_error(client: TestClient, patient: str) -> None:
+    sizes = get(client, f"{patient}/measurements")["data"]
+    errors = {v: sum(m["sd_mm"] ** 2 for m in sizes if m["timepoint_id"] == v) ** 0.5 for v in ("visit-1", "visit-2", "visit-3")}
+    rows = get(client, f"{patient}/response", criterion=["recist_1.1", "irecist"])["response"]
+    for of in rows.values():
+        assert [r["sum_sd_mm"] for r in of] == pytest.approx([errors["visit-2"], errors["visit-3"]])
+        assert of[0]["baseline_sd_mm"] == pytest.approx(errors["visit-1"])
+
+
+def test_what_people_say_of_a_visit_counts(client: TestClient, patient: str) -> None:
+    """Of a whole study, of one visit that is sent, and of one without a scan."""
+    visit = get(client, f"{patient}/timepoints/visit-2")
+    assert visit["assessment"] == {"non_targets": "PD", "clinical": "worse"}
+    first, second = get(client, f"{patient}/response")["response"]["recist_1.1"]
+    assert (first["category"], second["category"]) == ("PD", "SD")
+    made = client.post(BASE, json={"patient_id": "said", "options": OPTIONS})
+    assert made.status_code == 201
+    one = f"{BASE}/said"
+    for k, said in ((1, {}), (2, {"non_targets": "PD"})):
+        scan, mask = files_of(k, LESIONS[k - 1]).values()
+        files = {"file": ("ct.nii.gz", scan), "mask": ("mask.nii.gz", mask)}
+        facts = {"timepoint_id": f"visit-{k}", "day": 60 * k, "modality": "CT", "assessment": said}
+        job = client.post(f"{one}/timepoints", files=files, data={"timepoint": json.dumps(facts)}).json()["job"]
+        assert ended(client, job)["status"] == "completed"
+    empty = client.post(f"{one}/timepoints", json={"timepoint_id": "visit-3", "day": 200, "assessment": {"non_targets": "PD"}})
+    assert empty.status_code == 201
+    assert [r["category"] for r in get(client, f"{one}/response")["response"]["recist_1.1"]] == ["PD", "PD"]
+    for wrong in ({"non_targets": "better"}, {"mood": "worse"}):
+        refused = client.post(f"{one}/timepoints", json={"timepoint_id": "visit-4", "day": 300, "assessment": wrong})
+        assert refused.status_code == 400
+        assert "non_targets" in refused.json()["detail"]
+    assert client.delete(one).status_code == 204
+
+
+def test_growth_as_it_could_be_told_at_each_visit(client: TestClient, patient: str) -> None:
+    then, now = (get(client, f"{patient}/timepoints/visit-{k}/growth") for k in (2, 3))
+    assert (then["visits"], now["visits"]) == (["visit-1", "visit-2"], ["visit-1", "visit-2", "visit-3"])
+    assert [g["track"] for g in then["growth"]] == ["total", "L1", "L2"]
+    assert then["growth"][0]["days"] == [0, 60]
+    assert now["growth"][0] == get(client, f"{patient}/growth")
+    assert then["growth"][0]["forecast"] != now["growth"][0]["forecast"]
+    (reason,) = get(client, f"{patient}/timepoints/visit-1/growth")["growth"][0]["reasons"]
+    assert "two visits or more" in reason
+    assert client.get(f"{patient}/timepoints/visit-9/growth").status_code == 404
+
+
+def test_slips_are_named_in_the_answers(client: TestClient, patient: str) -> None:
+    assert "a name was given to lesion-9 at visit-1, which is not there" in get(client, f"{patient}/response")["notes"]
+    same = followed(client, "twice", study_of(visits={3: {"image": "ct-2.nii.gz", "mask": "mask-2.nii.gz"}}))
+    words = "visit-2 and visit-3 are one and the same scan: no change between them means anything"
+    for path in ("", "/lesions", "/measurements", "/response"):
+        assert words in get(client, f"{same}{path}")["notes"], path
+    assert client.delete(same).status_code == 204
