@@ -47,6 +47,23 @@ def test_the_template_is_grounded(case: Case) -> None:
     assert grounded_template(case), [p for _, text in story.parts for p in ground(text, case).problems]
 
 
+@pytest.mark.parametrize(
+    ("radii", "said"),
+    [
+        ((12.0, 8.0, 0.0), "On day 112 no lesion is seen; on day 56 it was"),
+        ((12.0, 0.0, 12.0), "not seen on day 56 and back later"),
+        ((0.0, 6.0, 9.0), "grew"),
+        ((12.0, 10.0, 0.0, 0.0), "On day 168 no lesion is seen; on day 112 there was none."),
+    ],
+)
+def test_a_lesion_that_is_gone_is_told_and_grounded(radii: tuple[float, ...], said: str) -> None:
+    visits = [visit(f"visit-{k + 1}", 56.0 * k, *([((20, 30, 30), r)] if r else [])) for k, r in enumerate(radii)]
+    gone = assemble(Patient("P1", tuple(v.timepoint for v in visits), (TherapyEvent("t", "chemo", 57),)), visits)
+    story = write(gone)
+    assert said in story.trend
+    assert grounded_template(gone), [p for _, text in story.parts for p in ground(text, gone).problems]
+
+
 def numbers(case: Case) -> dict[str, float]:
     large = case.at("visit-1")[0]
     assert large.longest_mm is not None

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from isocenter.analysis.growth.fit import Growth, effects, fit_growth
+from isocenter.analysis.growth.absence import explained, unexplained, unseen_yet
+from isocenter.analysis.growth.fit import Growth, effects
 from isocenter.analysis.growth.forecast import BROAD, Forecast, Population, forecast
 from isocenter.analysis.growth.scenarios import DEFAULTS, Scenario, simulate
 from isocenter.analysis.growth.series import Series
@@ -51,10 +52,24 @@ def grow(
     rows |= {track: [[lesion for lesion in lesions if lesion.track == track] for _, lesions in visits] for track in tracks}
     answers = []
     for track, seen in rows.items():
-        volumes = tuple(sum(lesion.volume_mm3 or 0.0 for lesion in row) for row in seen)
-        errors = tuple(max((e for e in map(_error, row) if e is not None), default=None) for row in seen)
+        volumes, errors = tuple(map(_volume, seen)), tuple(map(_error_of_all, seen))
         answers.append(_track(track, days, volumes, errors, therapies, population, tuple(scenarios) if track == "total" else ()))
     return tuple(answers)
+
+
+def _volume(lesions: Sequence[Lesion]) -> float | None:
+    """The volume of lesions together: 0 where there are none, None where one's is not known."""
+    known = [lesion.volume_mm3 for lesion in lesions if lesion.volume_mm3 is not None]
+    return sum(known) if len(known) == len(lesions) else None
+
+
+def _error_of_all(lesions: Sequence[Lesion]) -> float | None:
+    """Relative error of that volume, errors of lesions added in squares; None where there is none, or one's is not known."""
+    parts = [(lesion.volume_mm3 or 0.0, _error(lesion)) for lesion in lesions]
+    total = sum(volume for volume, _ in parts)
+    if total <= 0 or any(error is None for _, error in parts):
+        return None
+    return math.sqrt(sum((volume * (error or 0.0)) ** 2 for volume, error in parts)) / total
 
 
 def _error(lesion: Lesion) -> float | None:
@@ -80,15 +95,27 @@ def _track(
         series = Series.of(days, volumes, errors)
     except UsageError as error:
         return replace(empty, reasons=(error.message,))
-    growth = fit_growth(series, therapies)
+    growth, why = explained(series, therapies)
+    if growth is None:
+        return replace(empty, reasons=(why,))
+    series, end = growth.series, float(growth.series.days[-1])
     reasons = [f"{e.kind}: {e.reason}" for e in effects(growth) if not e.identifiable] if therapies else []
-    end = series.days[-1]
-    if volumes[-1] == 0:
+    if series.absent[-1]:
         return replace(empty, growth=growth, reasons=(*reasons, "gone at the last visit: nothing to forecast"))
     reach = min(_AHEAD * (end - series.days[0]), _AHEAD_DAYS)
     ahead = np.linspace(end, end + reach, 13)[1:]
     rates = {kind: growth.best.parameters[f"effect:{kind}"] for kind in growth.kinds}
-    path = forecast(series, ahead, population=population, therapies=therapies, effects_per_day=rates)
+    path = None
+    for visits in (series, *((unseen_yet(series),) if series.absent[0] else ())):
+        try:
+            path = forecast(visits, ahead, population=population, therapies=therapies, effects_per_day=rates)
+            break
+        except UsageError:
+            continue
+    if path is None and growth.best.aicc is None:
+        return replace(empty, reasons=(unexplained(series),))
+    if path is None:
+        reasons.append("no forecast: it was not seen at some visits, which treatments and growth at a usual rate do not explain")
     whole = np.linspace(series.days[0], end + reach, 61)
     ran = tuple(simulate(growth, name, whole) for name in (scenarios if therapies else ("as_given",))) if scenarios else ()
     return TrackGrowth(track, days, volumes, growth, path, ran, tuple(reasons))

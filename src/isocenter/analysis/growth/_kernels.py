@@ -1,10 +1,13 @@
 """Integration, least squares and random walks over the growth laws, compiled: a fit takes thousands of integrations.
 
 Arguments that come again and again: `code` of the curve; `x`, (u0, the curve's parameters, the logarithm of each
-treatment's effect); `events`, one row a treatment: kind, start, end, dose, onset, decay (days, 1/day).
+treatment's effect); `events`, one row a treatment: kind, start, end, dose, onset, decay (days, 1/day); `sd` of `u`, below 0
+where `u` is the limit under which the lesion was not seen (a left-censored visit, its error being -sd).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,13 +93,27 @@ def integrate(code: int, x: Floats, first: int, events: Floats, origin: float, t
 
 
 @kernel()
+def log_below(z: float) -> float:
+    """The logarithm of the normal distribution up to z; its far tail by the asymptotic series, so that nothing underflows."""
+    if z > -25.0:
+        return math.log(0.5 * math.erfc(-z / math.sqrt(2.0)))
+    return -0.5 * z * z - math.log(-z * math.sqrt(2 * np.pi)) + math.log1p(-1.0 / (z * z) + 3.0 / z**4)
+
+
+@kernel()
 def misfit(code: int, x: Floats, first: int, events: Floats, times: Floats, u: Floats, sd: Floats, prior: Floats, residuals: Floats) -> float:
-    """Sum of squares of residuals: of the measurements over their sd, then of the prior (mean, sd; sd 0: none)."""
+    """Sum of squares of residuals: of the measurements over their sd, then of the prior (mean, sd; sd 0: none).
+
+    A censored visit counts -2 ln of the probability that nothing is seen (Tobin, Econometrica 26:24, 1958; for curves over time
+    Beal, J Pharmacokinet Pharmacodyn 28:481, 2001, method M3): nothing far below the limit, the square of the excess far above.
+    """
     n = times.size
     integrate(code, x, first, events, times[0], times, residuals[:n])
     total = 0.0
     for i in range(n):
         residuals[i] = (residuals[i] - u[i]) / sd[i]
+        if sd[i] < 0:  # the sign is turned already: below the limit is above 0
+            residuals[i] = math.sqrt(max(-2.0 * log_below(residuals[i]), 0.0))
         total += residuals[i] * residuals[i]
     for i in range(x.size):
         residuals[n + i] = (x[i] - prior[i, 0]) / prior[i, 1] if prior[i, 1] > 0 else 0.0
@@ -266,18 +283,46 @@ def walk(
 
 
 @kernel()
-def filter_rates(hyper: Floats, days: Floats, u: Floats, sd: Floats, x: Floats, first: int, events: Floats, ahead: Floats, out: Floats) -> float:
+def below(mean: float, variance: float, limit: float) -> tuple[float, float, float]:
+    """A normal number of which only is known that it lies below a limit: its mean, its variance, and ln of how likely that was."""
+    root = math.sqrt(variance)
+    z = (limit - mean) / root
+    likely = log_below(z)
+    hazard = math.exp(-0.5 * z * z - 0.5 * math.log(2 * np.pi) - likely)
+    return mean - root * hazard, variance * min(max(1.0 - hazard * (hazard + z), 1e-9), 1.0), likely
+
+
+@kernel()
+def filter_rates(
+    hyper: Floats, days: Floats, u: Floats, sd: Floats, x: Floats, first: int, events: Floats, ahead: Floats, out: Floats
+) -> tuple[float, float]:
     """A Kalman filter over (u, rate), see `forecast`; `out` (n, 2) becomes mean and variance of u at `ahead`.
 
     hyper: mean and sd of the first rate, its loss per day, the sd that it gains per square root of a day, extra sd of a
-    measurement. Returns the negative logarithm of the likelihood of the measurements.
+    measurement. A censored visit moves the state by mean and variance of what it leaves of the prediction (the Tobit Kalman filter,
+    Allik et al., IEEE Trans Control Syst Technol 24:365, 2016); one before the first measured visit does so from that visit
+    backwards. Returns the negative logarithm of the likelihood of the visits, and ln of how likely the least likely of these is:
+    the censored ones, and those that follow them.
     """
     mean, spread, loss, wander, extra = hyper
-    a, r = u[0], mean
-    paa, par, prr = sd[0] ** 2 + extra**2, 0.0, spread**2
-    t, loss_of = days[0], 0.0
+    begin = 1 if sd[0] < 0 else 0
+    a, r = u[begin], mean
+    paa, par, prr = sd[begin] ** 2 + extra**2, 0.0, spread**2
+    t, loss_of, least = days[begin], 0.0, 0.0
+    q = wander**2
+    if begin:
+        dt = t - days[0]
+        g = (np.exp(loss * dt) - 1.0) / loss if loss > 1e-9 else dt
+        total = paa + g * g * prr + q * dt**3 / 3 + sd[0] ** 2 + extra**2
+        guess = a - g * r + (killed(x, first, events, t) - killed(x, first, events, days[0]))
+        moved, left, likely = below(guess, total, u[0])
+        gain_a, gain_r = paa / total, -g * prr / total
+        a, r = a + gain_a * (moved - guess), r + gain_r * (moved - guess)
+        shrink = total - left
+        paa, par, prr = paa - gain_a**2 * shrink, par - gain_a * gain_r * shrink, prr - gain_r**2 * shrink
+        loss_of, least = loss_of - likely, min(least, likely)
     keep_a, keep_r, keep_aa, keep_ar, keep_rr = a, r, paa, par, prr
-    for k in range(1, days.size + ahead.size):
+    for k in range(begin + 1, days.size + ahead.size):
         to = days[k] if k < days.size else ahead[k - days.size]
         if k > days.size:
             t = days[-1]
@@ -285,7 +330,6 @@ def filter_rates(hyper: Floats, days: Floats, u: Floats, sd: Floats, x: Floats, 
         dt = to - t
         e = np.exp(-loss * dt)
         g = (1.0 - e) / loss if loss > 1e-9 else dt
-        q = wander**2
         if k == days.size:
             keep_a, keep_r, keep_aa, keep_ar, keep_rr = a, r, paa, par, prr
         a = a + g * r - (killed(x, first, events, to) - killed(x, first, events, t))
@@ -299,9 +343,16 @@ def filter_rates(hyper: Floats, days: Floats, u: Floats, sd: Floats, x: Floats, 
             out[k - days.size, 1] = paa
             continue
         total = paa + sd[k] ** 2 + extra**2
-        surprise = u[k] - a
-        loss_of += 0.5 * (surprise * surprise / total + np.log(2 * np.pi * total))
+        surprise, shrink = u[k] - a, total
+        if sd[k] < 0:
+            moved, left, likely = below(a, total, u[k])
+            surprise, shrink = moved - a, total - left
+            loss_of, least = loss_of - likely, min(least, likely)
+        else:
+            loss_of += 0.5 * (surprise * surprise / total + np.log(2 * np.pi * total))
+            if sd[k - 1] < 0:
+                least = min(least, math.log(2.0) + log_below(-abs(surprise) / math.sqrt(total)))
         gain_a, gain_r = paa / total, par / total
         a, r = a + gain_a * surprise, r + gain_r * surprise
-        paa, par, prr = paa - gain_a * paa, par - gain_a * par, prr - gain_r * par
-    return loss_of
+        paa, par, prr = paa - gain_a * gain_a * shrink, par - gain_a * gain_r * shrink, prr - gain_r * gain_r * shrink
+    return loss_of, least

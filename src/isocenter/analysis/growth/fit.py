@@ -1,9 +1,10 @@
 """Fits of the growth laws to one lesion, what each is worth, and all of them together.
 
 Least squares on the logarithm of the volume, weighted by each visit's measurement error, from a Latin hypercube of
-starts. Laws are weighed by QAICc (Burnham and Anderson, Model Selection and Multimodel Inference, 2002, sections 2.4-2.5
-and 2.9): c, by which the scatter exceeds the errors given, comes from the best-fitting law. Uncertainty is a random walk
-over the posterior of each law that counts (Metropolis), and for treatment effects a likelihood profile.
+starts; visits at which the lesion was not seen count as censored (`_kernels.misfit`). Laws are weighed by QAICc
+(Burnham and Anderson, Model Selection and Multimodel Inference, 2002, sections 2.4-2.5 and 2.9):
+c, by which the scatter exceeds the errors given, comes from the best-fitting law. Uncertainty is a random walk over the
+posterior of each law that counts (Metropolis), and for treatment effects a likelihood profile.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Prior:
 @dataclass(frozen=True, eq=False)
 class Fit:
     """One law fitted. parameters: in natural units, V0 in mm³ at the first visit, effects in 1/day. x: as it was fitted.
+
+    residuals: of ln V by visit; where the lesion was not seen, what the law has above the limit, else 0.
 
     aicc and bic are None where there are too few visits for the law (n <= parameters + 1); its weight is 0 then.
     """
@@ -153,7 +156,7 @@ def fit_growth(
     for curve in curves:
         bounds, around = _bounds(curve, known, given), _prior(curve, known, prior)
         starts = _starts(bounds, around, series, np.random.default_rng(seed + curve.code))
-        solutions, sums = screen(curve.code, starts, bounds, 1 + len(curve.parameters), table, series.days, series.u, series.sd, around, _KEPT)
+        solutions, sums = screen(curve.code, starts, bounds, 1 + len(curve.parameters), table, series.days, series.u, series.signed_sd, around, _KEPT)
         k = int(np.argmin(sums))
         raw.append((curve, solutions[k], bounds, around, float(sums[k])))
     return _weigh(series, tuple(therapies), raw, prior, seed)
@@ -184,7 +187,7 @@ def _starts(bounds: Floats, around: Floats, series: Series, rng: np.random.Gener
     some = around[:, 1] > 0
     low[some] = np.maximum(low[some], around[some, 0] - 3 * around[some, 1])
     high[some] = np.minimum(high[some], around[some, 0] + 3 * around[some, 1])
-    low[0], high[0] = series.u[0] - 1, series.u[0] + 1
+    low[0], high[0] = series.u[0] - (4 if series.absent[0] else 1), series.u[0] + 1
     grid = (np.argsort(rng.random((p, _STARTS)), axis=1).T + rng.random((_STARTS, p))) / _STARTS
     return np.ascontiguousarray(low + grid * np.maximum(high - low, 0))
 
@@ -192,9 +195,10 @@ def _starts(bounds: Floats, around: Floats, series: Series, rng: np.random.Gener
 def _weigh(
     series: Series, therapies: tuple[Therapy, ...], raw: list[tuple[Curve, Floats, Floats, Floats, float]], prior: Prior | None, seed: int
 ) -> Growth:
-    n = series.days.size
+    n, seen = series.days.size, series.days.size - int(series.absent.sum())
     free = {curve.name: int((bounds[:, 1] > bounds[:, 0]).sum()) for curve, _, bounds, _, _ in raw}
-    spare = [misfit / max(n - free[curve.name], 1) for curve, _, _, _, misfit in raw if n > free[curve.name]]
+    # What was not seen costs a fitting law nothing, so that it says nothing of the scatter either.
+    spare = [misfit / (seen - free[curve.name]) for curve, _, _, _, misfit in raw if seen > free[curve.name]]
     scatter = max(min(spare, default=1.0), _LEAST_SCATTER)
     notes: list[str] = [f"day {day:g} was left out: {reason}" for day, reason in series.left_out]
     criteria: dict[str, tuple[float, float] | None] = {}
@@ -239,7 +243,8 @@ def _fit(
     parameters |= {p.name: p.natural(float(v)) for p, v in zip(curve.parameters, x[1:], strict=False)}
     parameters |= {f"effect:{kind}": math.exp(v) for kind, v in zip(known, x[1 + len(curve.parameters) :], strict=True)}
     aicc, bic = criterion if criterion is not None else (None, None)
-    return Fit(curve, parameters, x, bounds, misfit, aicc, bic, weight, np.exp(path), series.u - path)
+    residuals = np.where(series.absent, np.minimum(series.u - path, 0.0), series.u - path)
+    return Fit(curve, parameters, x, bounds, misfit, aicc, bic, weight, np.exp(path), residuals)
 
 
 def _walk(growth: Growth, fit: Fit) -> Floats:
@@ -270,7 +275,7 @@ def _walk(growth: Growth, fit: Fit) -> Floats:
             table,
             series.days,
             series.u,
-            series.sd,
+            series.signed_sd,
             around,
             growth.scatter,
             shape,
@@ -295,7 +300,7 @@ def _normal(fit: Fit, table: Floats, series: Series, around: Floats) -> Floats:
         for sign, out in ((-1, low), (1, high)):
             x = fit.x.copy()
             x[i] += sign * step
-            misfit(fit.curve.code, x, first, table, series.days, series.u, series.sd, around, out)
+            misfit(fit.curve.code, x, first, table, series.days, series.u, series.signed_sd, around, out)
         jacobian[:, i] = (high - low) / (2 * step)
     return jacobian.T @ jacobian
 
@@ -332,7 +337,7 @@ def _profile(growth: Growth, fit: Fit, row: int, side: int) -> float | None:
     def at(value: float) -> float:
         bounds, x = fit.bounds.copy(), fit.x.copy()
         bounds[row] = x[row] = value
-        return float(least_squares(fit.curve.code, x, bounds, 1 + len(fit.curve.parameters), table, series.days, series.u, series.sd, around))
+        return float(least_squares(fit.curve.code, x, bounds, 1 + len(fit.curve.parameters), table, series.days, series.u, series.signed_sd, around))
 
     limit = at(fit.x[row]) + _CHI2_95 * growth.scatter
     inner, outer = float(fit.x[row]), float(fit.bounds[row, 0 if side < 0 else 1])

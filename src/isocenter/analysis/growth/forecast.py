@@ -49,6 +49,9 @@ BROAD = Population(
     "no measured population: a broad assumption (0 ± 0.014 a day, slowing by half in a year)", 0.0, 0.014, math.log(2) / 365, 0.0008, 0.05
 )
 
+#: A lesion's absence, or its return, that was less likely than this contradicts what is assumed of its growth.
+UNLIKELY = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
@@ -74,7 +77,8 @@ def forecast(
 ) -> Forecast:
     """The volume at later `days`. effects_per_day: kill rates by kind of therapy, as `fit_growth` gives them.
 
-    Raises `UsageError` for days that do not lie after the last visit, and for a therapy without an effect.
+    Raises `UsageError` for days that do not lie after the last visit, for a therapy without an effect, for a lesion that is gone at the
+    last visit, and where its absences contradict the growth and the effects that are assumed (less likely than 1 in 1000).
     """
     from isocenter.analysis.growth._kernels import filter_rates
 
@@ -83,14 +87,18 @@ def forecast(
         raise UsageError("a forecast is for days after the last visit")
     if not 0 < level < 1:
         raise UsageError("the interval's level lies between 0 and 1")
+    if series.absent[-1]:
+        raise UsageError("gone at the last visit: nothing to forecast")
     known = kinds(therapies)
     rates = effects_per_day or {}
     if missing := [kind for kind in known if kind not in rates]:
         raise UsageError(f"the effect of {', '.join(missing)} is not known; fit it first")
     x = np.log([max(rates[kind], 1e-12) for kind in known]) if known else np.zeros(0)
     out = np.empty((ahead.size, 2))
-    filter_rates(_hyper(population), series.days, series.u, series.sd, x, 0, events(therapies, known), ahead, out)
-    sd = np.sqrt(out[:, 1] + float(np.median(series.sd)) ** 2 + population.extra_sd**2)
+    _, least = filter_rates(_hyper(population), series.days, series.u, series.signed_sd, x, 0, events(therapies, known), ahead, out)
+    if least < math.log(UNLIKELY):
+        raise UsageError("no forecast: it was not seen at some visits, which neither usual growth nor the treatments explain")
+    sd = np.sqrt(out[:, 1] + float(np.median(series.sd[~series.absent])) ** 2 + population.extra_sd**2)
     half = _normal_quantile((1 + level) / 2) * sd
     notes = (f"growth rates from {population.source}",)
     return Forecast(ahead, np.exp(out[:, 0]), np.exp(out[:, 0] - half), np.exp(out[:, 0] + half), level, population, notes)
@@ -106,7 +114,7 @@ def learn(many: Sequence[Series], source: str) -> Population:
 
     from isocenter.analysis.growth._kernels import filter_rates
 
-    useful = [s for s in many if s.days.size >= 3]
+    useful = [t for s in many if (t := s.without(s.absent, "not seen")).days.size >= 3]
     if len(useful) < 5:
         raise UsageError(f"a population needs five series of three visits or more, not {len(useful)}")
     slopes = np.array([(s.u[1:] - s.u[:-1]).sum() / (s.days[-1] - s.days[0]) for s in useful])
@@ -120,7 +128,7 @@ def learn(many: Sequence[Series], source: str) -> Population:
     def cost(p: Floats) -> float:
         if np.abs(p).max() > 12:
             return 1e12
-        total = sum(filter_rates(hyper(p), s.days, s.u, zero, nothing, 0, empty, nothing, none) for s, zero in zip(useful, bare, strict=True))
+        total = sum(filter_rates(hyper(p), s.days, s.u, zero, nothing, 0, empty, nothing, none)[0] for s, zero in zip(useful, bare, strict=True))
         # Half a pseudo-observation keeps figures finite that the series say nothing of.
         return float(total + 0.01 * ((p - start) ** 2).sum())
 

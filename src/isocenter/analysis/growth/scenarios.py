@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 WEEK = 7.0
 #: Half of the effect is lost in so many days once resistance sets in.
 RESISTANCE_HALF_DAYS = 28.0
+#: Two curves that differ by less, on the log volume, are one: a course that was cut and goes on is added up anew.
+_ALIKE = 1e-6
 DEFAULTS = (
     "as_given",
     "natural_history",
@@ -49,7 +51,8 @@ DEFAULTS = (
 class Scenario:
     """One scenario's curve. low_mm3, high_mm3: the interval of `level`. effects: what is known of the treatments' effects.
 
-    notes: why it may say nothing (no treatment to change, an effect that the visits do not show).
+    notes: why it may say little (an effect that the visits do not show). reason: why its curve is the one of what was given, None where
+    it is another (and for `as_given`).
     """
 
     name: str
@@ -61,25 +64,37 @@ class Scenario:
     therapies: tuple[Therapy, ...]
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
+    reason: str | None = None
 
 
 def simulate(growth: Growth, name: str, days: Sequence[float] | Floats, *, level: float = 0.8, draws: int = 400) -> Scenario:
     """The volume at `days` under a scenario. Raises `UsageError` for a name that is none, and numbers out of range."""
-    therapies, notes = plan(name, growth.therapies, growth.series.days[-1])
+    therapies, reason = plan(name, growth.therapies, growth.series.days[-1])
     known = tuple(effects(growth)) if growth.therapies else ()
-    notes += tuple(f"{e.kind}: {e.reason}" for e in known if not e.identifiable)
+    notes = tuple(f"{e.kind}: {e.reason}" for e in known if not e.identifiable)
     median, low, high = growth.predict(days, therapies, draws=draws, level=level)
-    return Scenario(name, np.asarray(days, dtype=np.float64), median, low, high, level, therapies, known, (*growth.notes, *notes))
+    if reason is None and name != "as_given" and _alike(growth, therapies, days):
+        reason = "what it changes lies before the first visit or after the last day of the curve, or changes no dose"
+    return Scenario(name, np.asarray(days, dtype=np.float64), median, low, high, level, therapies, known, (*growth.notes, *notes), reason)
 
 
-def plan(name: str, given: Sequence[Therapy], now: float) -> tuple[tuple[Therapy, ...], tuple[str, ...]]:
-    """(therapies, notes) of a scenario: what is given instead of `given`. now: day of the last visit."""
-    for pattern, change in _PATTERNS:
+def _alike(growth: Growth, therapies: Sequence[Therapy], days: Sequence[float] | Floats) -> bool:
+    """Whether other treatment leaves the curve as it was; a few draws tell, since each has effects above 0."""
+    given, planned = (growth.paths(days, courses, draws=8) for courses in (growth.therapies, therapies))
+    return bool(np.abs(given - planned).max() < _ALIKE)
+
+
+def plan(name: str, given: Sequence[Therapy], now: float) -> tuple[tuple[Therapy, ...], str | None]:
+    """(therapies, reason) of a scenario: what is given instead of `given`, and why that is the same, where it is. now: day of the last visit."""
+    for pattern, change, idle in _PATTERNS:
         if found := re.fullmatch(pattern, name):
             numbers = [float(n) for n in found.groups() if n is not None]
-            if not given and name not in ("as_given", "natural_history"):
-                return (), ("there is no treatment to change",)
-            return tuple(change(tuple(given), numbers, now)), ()
+            if name == "as_given":
+                return tuple(given), None
+            if not given:
+                return (), "there is no treatment to change"
+            planned = tuple(change(tuple(given), numbers, now))
+            return planned, idle(given, numbers, now) if planned == tuple(given) else None
     raise UsageError(f"no scenario is called '{name[:60]}'; there are {', '.join(DEFAULTS)}, with other numbers too")
 
 
@@ -155,18 +170,45 @@ def _combination(given: Sequence[Therapy], numbers: Sequence[float], _: float) -
     return [*given, *map(second, given)]
 
 
+def _over(given: Sequence[Therapy], day: float, since: str) -> str:
+    """Of a change from a day on, after which nothing is given."""
+    last = max(t.end for t in given)
+    return f"no course goes on after {since} (day {day:g}): the last one ended on day {last:g}"
+
+
+def _by_escalation(given: Sequence[Therapy], numbers: Sequence[float], _: float) -> str:
+    week = numbers[1] if numbers else 6.0
+    return _over(given, _first(given) + WEEK * week, f"week {week:g} of treatment")
+
+
+def _by_holiday(given: Sequence[Therapy], numbers: Sequence[float], _: float) -> str:
+    return f"no course is given in weeks {numbers[0]:g} to {numbers[1]:g} of treatment"
+
+
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _Change = Callable[[tuple[Therapy, ...], Sequence[float], float], Sequence[Therapy]]
-_PATTERNS: tuple[tuple[str, _Change], ...] = (
-    ("as_given", lambda given, numbers, now: given),
-    ("natural_history", lambda given, numbers, now: ()),
-    (f"earlier_treatment_{_NUMBER}w", lambda given, numbers, now: _shifted(given, -numbers[0])),
-    (f"later_treatment_{_NUMBER}w", lambda given, numbers, now: _shifted(given, numbers[0])),
-    (f"regimen_switch_effect_{_NUMBER}", lambda given, numbers, now: _from(given, now, _scaled(numbers[0]))),
-    (f"treatment_holiday_{_NUMBER}-{_NUMBER}w", _holiday),
-    (f"resistance_onset_{_NUMBER}w", _resistance),
-    ("dose_escalation", _escalation),
-    (f"dose_escalation_{_NUMBER}x_{_NUMBER}w", _escalation),
-    ("combination_therapy", _combination),
-    (f"combination_therapy_{_NUMBER}", _combination),
+_Idle = Callable[[Sequence[Therapy], Sequence[float], float], str]
+
+
+def _nothing(given: Sequence[Therapy], numbers: Sequence[float], now: float) -> str:
+    return "it changes no course"
+
+
+#: What each does, and why it may do nothing.
+_PATTERNS: tuple[tuple[str, _Change, _Idle], ...] = (
+    ("as_given", lambda given, numbers, now: given, _nothing),
+    ("natural_history", lambda given, numbers, now: (), _nothing),
+    (f"earlier_treatment_{_NUMBER}w", lambda given, numbers, now: _shifted(given, -numbers[0]), lambda *_: "moved by no day"),
+    (f"later_treatment_{_NUMBER}w", lambda given, numbers, now: _shifted(given, numbers[0]), lambda *_: "moved by no day"),
+    (
+        f"regimen_switch_effect_{_NUMBER}",
+        lambda given, numbers, now: _from(given, now, _scaled(numbers[0])),
+        lambda given, numbers, now: _over(given, now, "the last visit"),
+    ),
+    (f"treatment_holiday_{_NUMBER}-{_NUMBER}w", _holiday, _by_holiday),
+    (f"resistance_onset_{_NUMBER}w", _resistance, lambda given, numbers, now: f"every course ended before its week {numbers[0]:g}"),
+    ("dose_escalation", _escalation, _by_escalation),
+    (f"dose_escalation_{_NUMBER}x_{_NUMBER}w", _escalation, _by_escalation),
+    ("combination_therapy", _combination, _nothing),
+    (f"combination_therapy_{_NUMBER}", _combination, _nothing),
 )

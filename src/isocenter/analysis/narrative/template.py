@@ -90,12 +90,15 @@ def _trend(case: Case) -> str:
     total = next((g for g in case.growth if g.track == "total"), None)
     if total is None or total.growth is None:
         return "Growth cannot be told: " + ("; ".join(total.reasons) if total else "there are no volumes") + "."
-    days, volumes = total.growth.series.days, total.growth.series.u
-    import math
-
-    change = 100 * (math.exp(float(volumes[-1] - volumes[-2])) - 1)
-    word = "grew" if change > 10 else "shrank" if change < -10 else "hardly changed"
-    text = f"Between day {days[-2]:g} and day {days[-1]:g} the volume of all lesions {word} ({change:+.0f} %)."
+    known = [(day, volume) for day, volume in zip(total.days, total.volumes_mm3, strict=True) if volume is not None]
+    (before, was), (day, now) = known[-2:]
+    if was and now:
+        change = 100 * (now / was - 1)
+        word = "grew" if change > 10 else "shrank" if change < -10 else "hardly changed"
+        text = f"Between day {before:g} and day {day:g} the volume of all lesions {word} ({change:+.0f} %)."
+    else:
+        seen = "no lesion is seen" if not now else f"{now / 1000:.2f} ml are seen"
+        text = f"On day {day:g} {seen}; on day {before:g} {'there was none' if not was else f'it was {was / 1000:.2f} ml'}."
     if total.forecast is not None:
         path = total.forecast
         text += (
