@@ -18,7 +18,7 @@ RANKS = [
     {"io", "store"},
     {"models", "runtime"},
     {"analysis", "jobs"},
-    {"service", "textservice", "trackservice", "followup", "narrateservice"},
+    {"answers", "scans", "service", "textservice", "trackservice", "followup", "narrateservice"},
     {"jobservice", "patients"},
     {"listenservice"},
     {"http", "cli", "demo", "api", "__main__"},

@@ -5,71 +5,46 @@ Everything here blocks and is meant for threads; `http/` calls it through the ru
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isocenter.answers import Clicked, Found, as_found, as_segmentation, label_map, provenance_of
 from isocenter.core import naming, terminology
-from isocenter.core.errors import LimitError, MemoryLimitError, ModelError, NotFoundError, PromptError, UsageError
+from isocenter.core.errors import LimitError, MemoryLimitError, ModelError, PromptError, UsageError
 from isocenter.core.geometry import onto
 from isocenter.core.model import QUIET, Finding, Interaction, LabelMap, ModelSpec, Prepared, Question, Run, Task
 from isocenter.core.prompts import Box, MaskPrompt, Point, Prompt, Text, check_inside, rasterise
-from isocenter.core.provenance import Provenance
-from isocenter.core.segmentation import Label, Segmentation
+from isocenter.core.segmentation import Segmentation
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
-from isocenter.io import door, picture
+from isocenter.io import door
 from isocenter.io.upload import Upload
 from isocenter.models._kernel_cache import compile_ahead
 from isocenter.models.registry import Registry
-from isocenter.runtime import cached
 from isocenter.runtime.options import Options
 from isocenter.runtime.runtime import Lease, Runtime
-from isocenter.runtime.sessions import Session, Sessions, changes, identity, recalled
+from isocenter.runtime.sessions import Session, Sessions
+from isocenter.runtime.shared_order import SharedOrder
+from isocenter.scans import Scans
 from isocenter.store.artifacts import open_artifacts
-from isocenter.store.orders import History, Orders, digest
-from isocenter.store.volumes import VolumeStore
+from isocenter.store.orders import Orders
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Found:
-    """Text prompts answered: one finding a prompt, in order, and how they came about."""
-
-    findings: tuple[Finding, ...]
-    provenance: Provenance
-
-
-@dataclass(frozen=True, eq=False)
-class Clicked:
-    """A click answered. mask (z, y, x) is the session's own: copy or encode it before the session is let go.
-
-    changed: the box outside of which nothing changed since this session's last answer.
-    """
-
-    mask: NDArray[np.uint8]
-    changed: Box | None
-    session: Session
-    provenance: Provenance
-
-
-class Service:
+class Service(Scans):
     """One Isocenter: its models, its caches and what can be done with them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.registry = Registry.of(settings)
-        self.volumes = VolumeStore(settings.volume_cache_bytes)
         self.runtime = Runtime(workers=settings.workers, queue_size=settings.queue_size, options=Options.of(settings))
         self.sessions = Sessions(settings.session_cache_bytes, settings.session_ttl)
         #: Where servers that share a database tell each other in which order prompts came; set by whoever opens that database.
@@ -78,56 +53,7 @@ class Service:
         self.artifacts = open_artifacts(settings)
         self._closing = threading.Event()
 
-    # 1. A scan comes in.
-
-    def open(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
-        """The volume in an upload; decoded once, however often the same bytes come. `window`: see `picture.to_hounsfield`."""
-
-        def read(modality: str | None) -> Volume:
-            return door.read_upload(upload, limits=self.settings, series_uid=series_uid, modality=modality)
-
-        return self.volumes.read((upload.digest, upload.suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
-
-    def keep(self, upload: Upload, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> tuple[str, Volume]:
-        """As `open`, and a key by which later requests may name it: of the bytes and of how they were read, never of a name."""
-        volume = self.open(upload, series_uid=series_uid, modality=modality, window=window)
-        how = repr((upload.digest, upload.suffix, series_uid, modality, window))
-        key = hashlib.sha256(how.encode()).hexdigest()[:32]
-        return key, self.volumes.put(volume, ("kept", key))
-
-    def kept(self, key: str) -> Volume:
-        """What `keep` gave a key to. Raises `NotFoundError` when it is gone."""
-        volume = self.volumes.find(("kept", key))
-        if volume is None:
-            raise NotFoundError(
-                "no scan is kept under this key, or not any more; send it again (behind a balancer with several servers: have it send "
-                "a client always to the same one)"
-            )
-        return volume
-
-    def known(self, upload: Upload) -> Volume | None:
-        """The volume that `open` made of the same bytes before, if it is still here; nothing is decoded."""
-        return self.volumes.find((upload.digest, upload.suffix, None, None, None))
-
-    def open_stored(
-        self, path: Path, digest: str, suffix: str, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None
-    ) -> Volume:
-        """As `open`, for an upload that was kept as a file: found again under the same digest, whichever way it comes."""
-
-        def read(modality: str | None) -> Volume:
-            return door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality)
-
-        return self.volumes.read((digest, suffix, series_uid, modality, window), lambda: _windowed(read, modality, window))
-
-    def open_path(self, path: Path, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None) -> Volume:
-        """The volume in a file or a folder of this machine; of files alone also scans that were cached for networks, see `runtime.cached`."""
-
-        def read(modality: str | None) -> Volume:
-            if path.suffix in cached.SUFFIXES and not path.is_dir():
-                return cached.read(path, self.settings, modality)
-            return door.read_path(path, limits=self.settings, series_uid=series_uid, modality=modality)
-
-        return self.volumes.put(_windowed(read, modality, window))
+    # 1. A scan comes in: `open` and the like, in `scans.py`.
 
     # 2. Somebody names what they want ...
 
@@ -149,7 +75,7 @@ class Service:
             return lease, tuple(lease.model.find(volume, list(prompts), threshold=threshold, run=lease.run))
 
         lease, findings = self.runtime.call(spec, answer, run=run, batch=batch)
-        return _found(lease, Question(volume, tuple(prompts), threshold), findings, time.perf_counter() - started)
+        return as_found(lease, Question(volume, tuple(prompts), threshold), findings, time.perf_counter() - started)
 
     def find_soon(self, question: Question, *, model: str | None = None) -> Future[list[Found]]:
         """As `find`, in the runtime's queue, one answer in a list: a picture (one slice) is answered together with those that
@@ -163,7 +89,7 @@ class Service:
             wanted = [naming.label_of(prompt, spec.labels, spec.synonyms) for prompt in question.prompts]
 
             def named(lease: Lease, answer: LabelMap, elapsed: float) -> Found:
-                return _found(lease, question, tuple(naming.findings(question.prompts, wanted, answer, question.threshold)), elapsed)
+                return as_found(lease, question, tuple(naming.findings(question.prompts, wanted, answer, question.threshold)), elapsed)
 
             return self._pictures(spec, question.volume, {}, named)
 
@@ -171,7 +97,7 @@ class Service:
             started = time.perf_counter()
             answers = lease.model.find_pictures(batch, run=lease.run)
             elapsed = time.perf_counter() - started
-            return [_found(lease, asked, tuple(findings), elapsed) for asked, findings in zip(batch, answers, strict=True)]
+            return [as_found(lease, asked, tuple(findings), elapsed) for asked, findings in zip(batch, answers, strict=True)]
 
         return self.runtime.batched(spec, "pictures", [question], work)
 
@@ -195,7 +121,7 @@ class Service:
             return lease, lease.model.segment(volume, options=options, run=lease.run)
 
         lease, answer = self.runtime.call(spec, segment, run=run)
-        return _labelled(lease, volume, answer, kept, options or {}, time.perf_counter() - started)
+        return as_segmentation(lease, volume, answer, kept, options or {}, time.perf_counter() - started)
 
     def label_soon(
         self, volume: Volume, *, model: str | None = None, options: Mapping[str, Any] | None = None, labels: Sequence[str] | None = None
@@ -206,7 +132,7 @@ class Service:
             return self.runtime.submit(lambda: [self.label(volume, model=spec.id, options=options, labels=labels)])
         kept = [naming.label_of(name, spec.labels, spec.synonyms) for name in labels or ()]
         chosen = dict(options or {})
-        return self._pictures(spec, volume, chosen, lambda lease, answer, elapsed: _labelled(lease, volume, answer, kept, chosen, elapsed))
+        return self._pictures(spec, volume, chosen, lambda lease, answer, elapsed: as_segmentation(lease, volume, answer, kept, chosen, elapsed))
 
     def _pictures(self, spec: ModelSpec, volume: Volume, options: Mapping[str, Any], told: Callable[[Lease, LabelMap, float], T]) -> Future[list[T]]:
         """What `told` makes of a picture's label map, which is computed together with those that are wanted with the same options."""
@@ -247,7 +173,7 @@ class Service:
         self._check(prompts, volume)
         spec = self._spec(model, Task.INTERACTIVE)
         started = time.perf_counter()
-        whose, history, known, prompts = self._recalled((spec.id, volume.key, owner), prompts)
+        order = SharedOrder.of(self.orders, (spec.id, volume.key, owner), prompts)
 
         def answer(lease: Lease) -> tuple[Lease, ExitStack, Session, Box | None, float]:
             prepared = self._prepared(lease, volume)
@@ -258,32 +184,15 @@ class Service:
                 return interaction
 
             with ExitStack() as stack:
-                session = stack.enter_context(self.sessions.hold((spec.id, volume.key, owner, lease.instance), prompts, begin))
-                # After a time without their database, what this server saw itself counts where the others know less.
-                ordered = whose is not None and (session.told or known >= changes(session.said, [identity(p) for p in prompts])[0])
-                changed = session.follow(prompts, ordered=ordered)
-                session.told = self._tell(whose, history, session)
+                session = stack.enter_context(self.sessions.hold((spec.id, volume.key, owner, lease.instance), order.prompts, begin))
+                changed = order.follow(session)
                 return lease, stack.pop_all(), session, changed, ready
 
         lease, held, session, changed, ready = self.runtime.call(spec, answer)
         with held:
             seconds = {"prepare": ready - started, "infer": time.perf_counter() - ready}
-            provenance = _provenance(lease, volume, prompts, {}, seconds, volume.source.notes)
+            provenance = provenance_of(lease, volume, order.prompts, {}, seconds, volume.source.notes)
             yield Clicked(session.interaction.mask, changed, session, provenance)
-
-    def _recalled(self, key: Hashable, prompts: Sequence[Prompt]) -> tuple[str | None, History | None, int, Sequence[Prompt]]:
-        """(whose prompts these are, None where no other server is told; what was said before by any server; how many of the
-        prompts that knows; the prompts, those first and in its order).
-        """
-        histories = None if self.orders is None else self.orders.recall(whose := digest(key))
-        if histories is None:
-            return None, None, 0, prompts
-        number, known, order = recalled(histories, [digest(identity(p)) for p in prompts])
-        return whose, None if number is None else histories[number], known, [prompts[index] for index in order]
-
-    def _tell(self, whose: str | None, history: History | None, session: Session) -> bool:
-        """Have the other servers know what was said; whether they do."""
-        return self.orders is not None and whose is not None and self.orders.note(whose, history, [digest(said) for said in session.said])
 
     def forget(self, owner: Hashable, volume: Volume | None = None) -> int:
         """Drop an owner's sessions, on one volume or on all; returns how many."""
@@ -324,7 +233,7 @@ class Service:
 
         lease, mask = self.runtime.call(spec, separate)
         seconds = {"infer": time.perf_counter() - started}
-        provenance = _provenance(lease, volume, prompts, dict(options or {}), seconds, volume.source.notes)
+        provenance = provenance_of(lease, volume, prompts, dict(options or {}), seconds, volume.source.notes)
         return Segmentation(mask, volume.grid, (terminology.label("region"),), provenance)
 
     # ... or, from the command line and from Python, all of it in one call.
@@ -453,71 +362,6 @@ class Service:
         check_inside(prompts, volume.shape)
 
 
-def _windowed(read: Callable[[str | None], Volume], modality: str | None, window: str | None) -> Volume:
-    """What `read` gives for a modality; with a window, a picture as the CT that it shows."""
-    if window is None:
-        return read(modality)
-    if (modality or "CT").upper() != "CT":
-        raise UsageError("a window in Hounsfield units goes with modality=CT")
-    return picture.to_hounsfield(read(None), window)
-
-
 def _check_threshold(threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold must lie between 0 and 1, not {threshold}")
-
-
-def _labelled(lease: Lease, volume: Volume, answer: LabelMap, kept: Sequence[Label], options: Mapping[str, Any], elapsed: float) -> Segmentation:
-    found = naming.only(answer, kept) if kept else answer
-    settings = {**options, **({"labels": [label.name for label in kept]} if kept else {})}
-    provenance = _provenance(lease, volume, [], settings, {"infer": elapsed}, volume.source.notes + answer.notes)
-    return Segmentation(found.mask, volume.grid, found.labels, provenance, found.scores)
-
-
-def _found(lease: Lease, asked: Question, findings: tuple[Finding, ...], elapsed: float) -> Found:
-    notes = asked.volume.source.notes + tuple(dict.fromkeys(n for f in findings for n in f.notes))
-    words = [Text(p) for p in asked.prompts]
-    return Found(findings, _provenance(lease, asked.volume, words, {"threshold": asked.threshold}, {"infer": elapsed}, notes))
-
-
-def _plain(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as plain data, for provenance; of a mask only its size."""
-    if isinstance(prompt, MaskPrompt):
-        return {"type": "mask", "positive": prompt.positive, "voxels": int(np.count_nonzero(prompt.mask))}
-    data = asdict(prompt) if is_dataclass(prompt) else {}
-    return {"type": type(prompt).__name__.lower(), **data}
-
-
-def _provenance(
-    lease: Lease, volume: Volume, prompts: Sequence[Prompt], settings: dict[str, Any], seconds: dict[str, float], notes: tuple[str, ...]
-) -> Provenance:
-    spec = lease.spec
-    rounded = {stage: round(value, 4) for stage, value in seconds.items()}
-    plain = tuple(_plain(p) for p in prompts)
-    return Provenance(
-        spec.id,
-        spec.version,
-        volume.key,
-        spec.weights_sha256,
-        plain,
-        settings,
-        device=lease.device,
-        precision=lease.precision,
-        seconds=rounded,
-        notes=tuple(dict.fromkeys((*notes, *lease.notes))),
-        fallback=spec.fallback,
-    )
-
-
-def label_map(volume: Volume, found: Found) -> Segmentation:
-    """One label map from findings, a label each; earlier ones win where they overlap."""
-    mask = np.zeros(volume.shape, dtype=np.uint8 if len(found.findings) < 256 else np.uint16)
-    labels, scores = [], {}
-    for value, finding in enumerate(found.findings, start=1):
-        mask[(finding.mask != 0) & (mask == 0)] = value
-        labels.append(terminology.label(finding.label.name, value))
-        scores[finding.label.name] = finding.presence
-    probability = None
-    if len(found.findings) == 1:
-        probability = found.findings[0].probability.astype(np.float32) / np.float32(255)
-    return Segmentation(mask, volume.grid, tuple(labels), found.provenance, scores, probability)

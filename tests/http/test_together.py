@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
+from isocenter.answers import Found
 from isocenter.core.errors import BusyError, UnsupportedError, UsageError
 from isocenter.core.model import ModelContext, Question
 from isocenter.core.prompts import Point
@@ -32,7 +33,7 @@ from isocenter.http.app import create_app
 from isocenter.models import sam3
 from isocenter.models._sam.features import Prepared
 from isocenter.runtime.slices import Batches
-from isocenter.service import Found, Service
+from isocenter.service import Service
 from tests.models import sam_networks
 from tests.models.test_biomedparse import CODE, NAME, write_weights
 

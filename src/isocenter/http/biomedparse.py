@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse
 
+from isocenter.answers import Found
 from isocenter.core.errors import InputError, IsocenterError
 from isocenter.core.model import Finding, Question
 from isocenter.core.volume import Volume
@@ -23,7 +24,6 @@ from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
 from isocenter.io import npz, picture
 from isocenter.io.upload import Upload
-from isocenter.service import Found
 
 T = TypeVar("T")
 router = APIRouter(prefix="/api/biomedparse/v1", tags=["BiomedParse"])

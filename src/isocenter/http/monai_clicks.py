@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
+from isocenter.answers import Clicked, Found
 from isocenter.core import terminology
 from isocenter.core.errors import PromptError, UsageError
 from isocenter.core.model import Question
@@ -18,7 +19,6 @@ from isocenter.http.context import Context
 from isocenter.http.multipart import Output, new_boundary, respond
 from isocenter.io import write
 from isocenter.io.wire_mask import WireMask, write_wire
-from isocenter.service import Clicked, Found
 
 
 async def answer(here: Context, volume: Volume, params: wire.Params, owner: str, output: Output | None) -> Response:

@@ -15,6 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from isocenter.analysis.measurements import describe_image, measure
+from isocenter.answers import label_map
 from isocenter.core.errors import UsageError
 from isocenter.core.model import ModelSpec, Question, Task
 from isocenter.core.prompts import Box, Text
@@ -25,7 +26,6 @@ from isocenter.http.body import Form, read_form
 from isocenter.http.context import Context, Here
 from isocenter.http.errors import missing
 from isocenter.io import write
-from isocenter.service import label_map
 
 router = APIRouter(prefix="/api/v1", tags=["Isocenter"])
 
