@@ -77,7 +77,7 @@ def test_a_target_that_grew_into_another_lesion_is_not_gone() -> None:
     lone = assemble(Patient("P", tuple(v.timepoint for v in (apart, whole))), (apart, whole), growing=False, roles=roles)
     assert lone.targets == (other,)
     assert lone.responses["recist_1.1"][0].sum == pytest.approx(one.longest_mm)
-    assert lone.sums_sd_mm == (pytest.approx(one.sd_mm),)
+    assert lone.sums_sd_mm[0] == pytest.approx(one.sd_mm)
     assert content.rows(lone)[1]["sd"] == f"{one.sd_mm:.1f}", "the table has the error of this very sum"
     assert categories(lone) == ["PD"]
 

@@ -187,7 +187,36 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 
 def test_without_treatment_there_is_nothing_to_change() -> None:
     growth = fit_growth(Series.of([0, 30, 60, 90, 120], [100, 130, 170, 220, 280]))
-    assert "no treatment" in simulate(growth, "later_treatment_2w", [150.0]).notes[-1]
+    for name in (*DEFAULTS[1:], "combination_therapy_0.5"):
+        assert simulate(growth, name, [150.0]).reason == "there is no treatment to change", name
+    assert simulate(growth, "as_given", [150.0]).reason is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("regimen_switch_effect_0.75", "no course goes on after the last visit"),
+        ("dose_escalation_2x_30w", "no course goes on after week 30 of treatment (day 310)"),
+        ("treatment_holiday_30-40w", "no course is given in weeks 30 to 40"),
+        ("resistance_onset_20w", "every course ended before its week 20"),
+        ("earlier_treatment_0w", "moved by no day"),
+        ("dose_escalation_1x_2w", "changes no dose"),
+        ("combination_therapy_0", "changes no dose"),
+    ],
+)
+def test_a_scenario_that_changes_nothing_says_why(name: str, reason: str) -> None:
+    growth = treated()
+    days = np.arange(100, 330, 10.0)
+    found, given_ = simulate(growth, name, days), simulate(growth, "as_given", days)
+    assert found.reason is not None
+    assert reason in found.reason
+    np.testing.assert_allclose(found.median_mm3, given_.median_mm3, rtol=1e-5)
+    assert given_.reason is None
+
+
+def test_scenarios_that_change_the_curve_have_no_such_reason() -> None:
+    growth = treated()
+    assert {n for n in DEFAULTS if simulate(growth, n, np.arange(100, 330, 10.0)).reason is not None} == {"regimen_switch_effect_0.75"}
 
 
 def test_bad_input() -> None:

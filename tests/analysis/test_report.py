@@ -35,7 +35,8 @@ def test_a_scenario_that_changes_nothing_is_said_to_and_not_drawn(case: Case) ->
     assert [s.name for s in figures.changes_nothing(total)] == ["regimen_switch_effect_0.75"]
     drawn = {text.get_text() for text in figures.scenarios(case, total).figure.axes[0].get_legend().get_texts()}
     assert drawn == {s.name.replace("_", " ") for s in total.scenarios} - {"regimen switch effect 0.75"} | {"treatment"}
-    assert any("regimen switch effect 0.75" in note for note in content.growth_notes(case))
+    (note,) = [note for note in content.growth_notes(case) if "regimen switch effect 0.75" in note]
+    assert "no course goes on after the last visit (day 160): the last one ended on day 130" in note
 
 
 def test_bars_say_what_they_are(case: Case) -> None:

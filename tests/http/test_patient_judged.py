@@ -132,3 +132,15 @@ def test_slips_are_named_in_the_answers(client: TestClient, patient: str) -> Non
     for path in ("", "/lesions", "/measurements", "/response"):
         assert words in get(client, f"{same}{path}")["notes"], path
     assert client.delete(same).status_code == 204
+
+
+def test_a_what_if_that_changes_nothing_says_why(client: TestClient, patient: str) -> None:
+    """The course is over: another regimen from the last visit on is the same."""
+    found = {s["scenario_name"]: s for s in get(client, f"{patient}/scenarios")["data"]}
+    assert found["as_given"]["reason"] is None
+    assert found["natural_history"]["reason"] is None
+    assert found["regimen_switch_effect_0.75"]["reason"] == "no course goes on after the last visit (day 120): the last one ended on day 40"
+    assert found["regimen_switch_effect_0.75"]["predicted_volumes"] == found["as_given"]["predicted_volumes"]
+    told = client.get(f"{patient}/report", params={"format": "json"}).json()
+    kept = {s["scenario_name"]: s["reason"] for g in told["growth"] if g["track"] == "total" for s in g["scenarios"]}
+    assert kept == {name: s["reason"] for name, s in found.items()}

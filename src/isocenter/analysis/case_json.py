@@ -105,6 +105,7 @@ def growth_dict(track: TrackGrowth) -> dict[str, Any]:
                 "high_mm3": [float(v) for v in s.high_mm3],
                 "level": s.level,
                 "notes": list(s.notes),
+                "reason": s.reason,
             }
             for s in track.scenarios
         ],

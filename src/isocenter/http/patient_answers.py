@@ -231,7 +231,7 @@ def response_answer(case: Case, criteria: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def scenario_answer(scenario: Scenario) -> dict[str, Any]:
-    """A what-if by the data model's names (SimulationResult)."""
+    """A what-if by the data model's names (SimulationResult). reason: why its curve is the one of what was given, null where it is another."""
     return {
         "scenario_name": scenario.name,
         "time_points": [float(d) for d in scenario.days],
@@ -241,6 +241,7 @@ def scenario_answer(scenario: Scenario) -> dict[str, Any]:
         "level": scenario.level,
         "parameters": {"therapies": [{**asdict(t), "end": None if t.end == float("inf") else t.end} for t in scenario.therapies]},
         "notes": list(scenario.notes),
+        "reason": scenario.reason,
     }
 
 

@@ -155,8 +155,11 @@ def growth_notes(case: Case) -> list[str]:
         for text in (*track.reasons, *(track.growth.notes if track.growth else ()), *(track.forecast.notes if track.forecast else ())):
             notes[text] = None
     if (total := scenarios(case)) is not None and (same := figures.changes_nothing(total)):
-        told = ", ".join(s.name.replace("_", " ") for s in same)
-        notes[f"what-if: no course of treatment is changed by {told}, so the curve is the one of what was given"] = None
+        by_reason: dict[str, list[str]] = {}
+        for one in same:
+            by_reason.setdefault(one.reason or "", []).append(one.name.replace("_", " "))
+        for reason, names in by_reason.items():
+            notes[f"what-if: {', '.join(names)} gives the curve of what was given: {reason}"] = None
     return list(notes)
 
 

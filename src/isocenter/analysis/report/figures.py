@@ -164,9 +164,8 @@ def growth(case: Case, track: TrackGrowth) -> Plot:
 
 
 def changes_nothing(track: TrackGrowth) -> list[Scenario]:
-    """Scenarios that leave the treatment as it was: a change "from now on" of a course that is over, say."""
-    given = next((s for s in track.scenarios if s.name == "as_given"), None)
-    return [s for s in track.scenarios if given is not None and s is not given and s.therapies == given.therapies and s.therapies]
+    """Scenarios that leave the curve as it was: a change "from now on" of a course that is over, say."""
+    return [s for s in track.scenarios if s.reason is not None]
 
 
 def scenarios(case: Case, track: TrackGrowth) -> Plot:
