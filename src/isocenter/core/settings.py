@@ -193,6 +193,11 @@ class Settings(Limits):
         "exact",
         description="How vectors are searched where the database cannot do it: exactly, or through an approximate index of the package `ruvector`.",
     )
+    vector_memory_bytes: int = Field(
+        512 * MIB,
+        ge=0,
+        description="Memory for collections of vectors that are searched exactly in process; a larger one is read from the database for every search.",
+    )
     redis_url: str | None = Field(
         None,
         validation_alias=_also("redis_url", "REDIS_URL", "CELERY_BROKER_URL"),
@@ -286,7 +291,7 @@ class Settings(Limits):
         description="Where text models run: `cpu`, `cuda`, `cuda:1` (also for ROCm); found out by default.",
     )
     text_engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
-        "auto", description="What runs text models: by default torch on a GPU, OpenVINO for bfloat16 on the processor, else ONNX Runtime."
+        "auto", description="What runs text models: by default torch on a GPU; on the processor OpenVINO for bfloat16 and, if installed, int8, else ONNX Runtime."
     )
     text_precision: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="Precision of text models. Less is faster and changes results; see `docs/text.md` for how much."
