@@ -291,7 +291,8 @@ class Settings(Limits):
         description="Where text models run: `cpu`, `cuda`, `cuda:1` (also for ROCm); found out by default.",
     )
     text_engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
-        "auto", description="What runs text models: by default torch on a GPU; on the processor OpenVINO for bfloat16 and, if installed, int8, else ONNX Runtime."
+        "auto",
+        description="What runs text models: by default torch on a GPU; on the processor OpenVINO for bfloat16 and, if installed, int8, else ONNX Runtime.",
     )
     text_precision: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="Precision of text models. Less is faster and changes results; see `docs/text.md` for how much."

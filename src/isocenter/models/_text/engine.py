@@ -102,13 +102,13 @@ class OnnxEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the processor, in float32 or, where it was asked for and the processor has it, bfloat16."""
+    """OpenVINO on the processor, in float32, with int8 dense layers or, where the processor has it, in bfloat16."""
 
     packs = False
 
     def __init__(self, folder: Path, config: Mapping[str, Any], layers: int, context: ModelContext) -> None:
-        if context.precision not in ("float32", "bfloat16"):
-            raise ModelError(f"OpenVINO offers float32 and bfloat16 for text models here, not {context.precision}; int8 runs with ONNX Runtime")
+        if context.precision not in ("float32", "bfloat16", "int8"):
+            raise ModelError(f"OpenVINO offers float32, bfloat16 and int8 for text models here, not {context.precision}")
         graph, output = _graph(folder, config, layers, fused=False)
         read = self._read(graph, output)
         self._compiled, precision = _openvino.compiled(read, context.precision, threads=context.threads * context.slots, streams=context.slots)
