@@ -16,6 +16,7 @@ from isocenter.analysis.growth.fit import fit_growth
 from isocenter.analysis.growth.forecast import forecast
 from isocenter.analysis.growth.series import LIMIT_MM3, LIMIT_SD, Series
 from isocenter.analysis.growth.therapy import Therapy
+from isocenter.analysis.tracking.graph import Event, Happening, LesionGraph
 from isocenter.core.errors import UsageError
 from isocenter.core.patient import Lesion, TherapyEvent
 
@@ -116,12 +117,43 @@ def test_a_volume_that_is_not_known_is_no_absence_and_no_part_of_a_sum() -> None
     days = [0.0, 30, 60, 90]
     visits = [(day, [lesion(3000, day), lesion(None if day == 60 else 2000, day, "L2")]) for day in days]
     told = {found.track: found for found in grow(visits, ["L1", "L2"], ())}
-    assert told["total"].volumes_mm3 == (5000, 5000, None, 5000)
-    assert told["L1"].volumes_mm3 == (3000, 3000, 3000, 3000)
-    assert told["L2"].volumes_mm3 == (2000, 2000, None, 2000)
+    assert list(told["total"].volumes_mm3) == [5000, 5000, None, 5000]
+    assert list(told["L1"].volumes_mm3) == [3000, 3000, 3000, 3000]
+    assert list(told["L2"].volumes_mm3) == [2000, 2000, None, 2000]
     growth = told["L2"].growth
     assert growth is not None
     assert not growth.series.absent.any()
+
+
+def test_a_lesion_that_grew_into_another_is_not_gone_and_both_are_one() -> None:
+    """L2 grows into L1 at the third visit: L1 counts both throughout, L2 is not known from then on."""
+    names = [f"v{day:g}" for day in DAYS]
+    tracks = {"L1": dict.fromkeys(names, "L1"), "L2": {"v0": "L2", "v30": "L2"}}
+    here = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
+    graph = LesionGraph(tuple(names), here, {}, (Happening("v60", Event.MERGED, ("L1",), ("L1", "L2")),), tracks)
+    volumes: list[list[float]] = [[2000, 1500], [2100, 1600], [3900], [4100], [4300]]
+    visits = [(day, [lesion(v, day, t) for v, t in zip(row, ("L1", "L2"), strict=False)]) for day, row in zip(DAYS, volumes, strict=True)]
+    _, whole, part = grow(visits, ["L1", "L2"], (), graph=graph)
+    assert list(whole.volumes_mm3) == [3500, 3700, 3900, 4100, 4300]
+    assert "counts L2" in whole.reasons[0]
+    assert list(part.volumes_mm3) == [1500, 1600, None, None, None]
+    assert "gone" not in " ".join(part.reasons)
+    early = grow(visits[:2], ["L1", "L2"], (), graph=graph)[1]
+    assert list(early.volumes_mm3) == [2000, 2100], "at the second visit nobody knew that they would merge"
+
+
+def test_a_part_that_split_off_was_there_before_and_its_parent_did_not_shrink() -> None:
+    names = [f"v{day:g}" for day in DAYS]
+    tracks = {"L1": dict.fromkeys(names, "L1"), "L2": dict.fromkeys(names[2:], "L2")}
+    here = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
+    graph = LesionGraph(tuple(names), here, {}, (Happening("v60", Event.SPLIT, ("L1", "L2"), ("L1",)),), tracks)
+    volumes: list[list[float]] = [[5000], [4800], [2600, 2000], [2500, 1900], [2400, 1800]]
+    visits = [(day, [lesion(v, day, t) for v, t in zip(row, ("L1", "L2"), strict=False)]) for day, row in zip(DAYS, volumes, strict=True)]
+    _, parent, part = grow(visits, ["L1", "L2"], (), graph=graph)
+    assert list(parent.volumes_mm3) == [5000, 4800, 4600, 4400, 4200]
+    assert list(part.volumes_mm3) == [None, None, 2000, 1900, 1800]
+    assert part.growth is not None
+    assert not part.growth.series.absent.any()
 
 
 def test_errors_of_lesions_add_in_squares_in_the_total() -> None:

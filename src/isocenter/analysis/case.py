@@ -133,7 +133,7 @@ def assemble(
     ]
     asked = frozenset({*criteria, *(("irecist",) if immunotherapy else ())})
     judged = respond(visits, seen[0], graph, lesions, targets, non_targets, patient.therapies, asked)
-    growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios) if growing else ()
+    growth = grow(followed(visits, lesions), graph.tracks, patient.therapies, population, scenarios, graph=graph) if growing else ()
     return Case(
         patient,
         tuple(visits),

@@ -15,10 +15,13 @@ from isocenter.analysis.growth.forecast import BROAD, Forecast, Population, fore
 from isocenter.analysis.growth.scenarios import DEFAULTS, Scenario, simulate
 from isocenter.analysis.growth.series import Series
 from isocenter.analysis.growth.therapy import Therapy
+from isocenter.analysis.tracking.graph import LesionGraph, merged_into, split_off
 from isocenter.analysis.uncertainty import Uncertainty, relative_volume_sd
 from isocenter.core.errors import UsageError
 from isocenter.core.patient import Lesion, TherapyEvent
 
+#: All lesions together.
+TOTAL = "total"
 #: How far ahead a forecast looks, as a share of the time that was followed, and at most.
 _AHEAD, _AHEAD_DAYS = 0.5, 365.0
 
@@ -42,19 +45,59 @@ def grow(
     courses: Sequence[TherapyEvent],
     population: Population = BROAD,
     scenarios: Sequence[str] = DEFAULTS,
+    *,
+    graph: LesionGraph | None = None,
 ) -> tuple[TrackGrowth, ...]:
-    """Growth of all lesions together, with scenarios, then of each track. visits: day and lesions of every visit with a scan."""
+    """Growth of all lesions together, with scenarios, then of each track. visits: day and lesions of every visit with a scan.
+
+    graph: says which tracks split and merged. A track counts with what split off from it and what grew into it; a part is not
+    absent while it belongs to another track, its volume is not known.
+    """
+    everything = grow_one(visits, TOTAL, courses, population, scenarios)
+    return (everything, *(grow_one(visits, track, courses, population, (), graph=graph) for track in tracks))
+
+
+def grow_one(
+    visits: Sequence[tuple[float, Sequence[Lesion]]],
+    track: str,
+    courses: Sequence[TherapyEvent],
+    population: Population = BROAD,
+    scenarios: Sequence[str] = (),
+    *,
+    graph: LesionGraph | None = None,
+) -> TrackGrowth:
+    """Growth of one track, or of all lesions together (`TOTAL`), see `grow`."""
     therapies = tuple(
         Therapy(t.therapy_type, t.start_day, math.inf if t.end_day is None else t.end_day, t.dose, t.onset_days, t.decay_per_day) for t in courses
     )
     days = tuple(day for day, _ in visits)
-    rows: dict[str, list[list[Lesion]]] = {"total": [list(lesions) for _, lesions in visits]}
-    rows |= {track: [[lesion for lesion in lesions if lesion.track == track] for _, lesions in visits] for track in tracks}
-    answers = []
-    for track, seen in rows.items():
-        volumes, errors = tuple(map(_volume, seen)), tuple(map(_error_of_all, seen))
-        answers.append(_track(track, days, volumes, errors, therapies, population, tuple(scenarios) if track == "total" else ()))
-    return tuple(answers)
+    rows = [list(lesions) for _, lesions in visits]
+    away: list[bool] = [False] * len(rows)
+    notes: tuple[str, ...] = ()
+    if track != TOTAL:
+        whole, rows, away = _with_relatives(track, rows, graph)
+        notes = (f"its volume counts {', '.join(whole)}: one lesion with it at some visits",) if whole else ()
+    volumes = tuple(None if apart else _volume(row) for row, apart in zip(rows, away, strict=True))
+    found = _track(track, days, volumes, tuple(map(_error_of_all, rows)), therapies, population, tuple(scenarios))
+    return replace(found, reasons=(*notes, *found.reasons)) if notes else found
+
+
+def _with_relatives(track: str, rows: Sequence[Sequence[Lesion]], graph: LesionGraph | None) -> tuple[list[str], list[list[Lesion]], list[bool]]:
+    """Tracks that count with this one, the lesions that are it by visit, and whether it is a part of another one there."""
+    parts, into = (split_off(graph), merged_into(graph)) if graph is not None else ({}, {})
+    first = {k.track: n for n, row in reversed(list(enumerate(rows))) for k in row}
+    # What happens after these visits is not known at them: a merger is seen when a part is gone, a split when both are there.
+    last = {k.track: n for n, row in enumerate(rows) for k in row}
+    merged = [t for t, whole in into.items() if whole == track and last.get(t, len(rows)) < last.get(track, -1)]
+    own = {track, *(t for t in parts.get(track, ()) if t in first), *merged}
+    of = {parent for parent, pieces in parts.items() if track in pieces}
+    lesions = [[k for k in row if k.track in own] for row in rows]
+    away = []
+    for n, row in enumerate(lesions):
+        before_split = bool(of) and n < first.get(track, 0)
+        after_merger = track in into and n > last.get(track, len(rows))
+        away.append(not row and (before_split or after_merger))
+    return sorted(own - {track}), lesions, away
 
 
 def _volume(lesions: Sequence[Lesion]) -> float | None:

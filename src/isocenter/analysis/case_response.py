@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
-from isocenter.analysis.tracking.graph import Event, LesionGraph
+from isocenter.analysis.tracking.graph import Event, LesionGraph, merged_into, split_off
 from isocenter.analysis.uncertainty import Uncertainty, of_sum, probabilities
 from isocenter.core.errors import UsageError
 from isocenter.core.patient import Lesion, TherapyEvent
@@ -73,7 +73,7 @@ def respond(
     notes: list[str] = []
     later = [v for v in visits if v.timepoint.day > baseline.timepoint.day]
     nodes = frozenset(lesion.track for lesion in lesions if lesion.is_node and lesion.track in targets)
-    seen = _Seen(baseline, graph, lesions, targets, non_targets, _parts(graph), _merged(graph), nodes)
+    seen = _Seen(baseline, graph, lesions, targets, non_targets, split_off(graph), merged_into(graph), nodes)
     baseline_sd = _sum_sd(seen, baseline) if targets else None
     if not later:
         return Judged(baseline_sd_mm=baseline_sd, notes=("one visit only: there is no response, growth or forecast to tell yet",))
@@ -144,29 +144,6 @@ def _as_visit(seen: _Seen, visit: MeasuredVisit, value: str | None, notes: list[
     """A visit with its targets' `value`, or the diameter that RECIST takes."""
     new, others = _beyond(seen, visit, notes if notes is not None else [])
     return Visit(visit.timepoint.day, _targets(seen, visit, value), seen.nodes if value is None else frozenset(), others, new)
-
-
-def _parts(graph: LesionGraph) -> dict[str, set[str]]:
-    """Tracks that split off from another one, by that one: their diameters are added to it (RECIST 1.1, section 4.3.2)."""
-    parts: dict[str, set[str]] = {}
-    order = list(graph.visits)
-    for event in graph.events:
-        if event.event is Event.SPLIT:
-            before = order[order.index(event.visit) - 1]
-            parent = graph.track_of(before, event.parents[0])
-            parts.setdefault(parent, set()).update(graph.track_of(event.visit, lesion) for lesion in event.lesions)
-    return parts
-
-
-def _merged(graph: LesionGraph) -> dict[str, str]:
-    """Tracks that grew into another one, by that one: its longest diameter is theirs from then on (RECIST 1.1, section 4.3.2)."""
-    into: dict[str, str] = {}
-    order = list(graph.visits)
-    for event in graph.events:
-        if event.event is Event.MERGED:
-            whole, before = graph.track_of(event.visit, event.lesions[0]), order[order.index(event.visit) - 1]
-            into |= {track: whole for parent in event.parents if (track := graph.track_of(before, parent)) != whole}
-    return into
 
 
 def _of(seen: _Seen, target: str, here: Mapping[str, Lesion]) -> list[str]:

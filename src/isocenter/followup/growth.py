@@ -24,7 +24,8 @@ def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET
     names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     for k, name in enumerate(names, start=1):
         sizes = [(day, [(k.track, k.volume_mm3, k.sd_mm) for k in lesions]) for day, lesions in rows[:k]]
-        key = blake3(repr((_VERSION, sizes, case.patient.therapies, population)).encode()).hexdigest()[:32]
+        happened = [event for event in case.graph.events if event.visit in names[:k]]
+        key = blake3(repr((_VERSION, sizes, happened, case.patient.therapies, population)).encode()).hexdigest()[:32]
         file = home / name / GROWTH
         if (files.read_json(file) or {}).get("key") == key:
             continue
@@ -38,4 +39,5 @@ def told_at(case: Case, count: int, population: Population = BROAD) -> tuple[tup
     rows = followed(case.visits, case.lesions)[:count]
     here = {lesion.track for _, lesions in rows for lesion in lesions}
     names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
-    return tuple(names[:count]), grow(rows, [t for t in case.graph.tracks if t in here], case.patient.therapies, population, scenarios=())
+    tracks = [t for t in case.graph.tracks if t in here]
+    return tuple(names[:count]), grow(rows, tracks, case.patient.therapies, population, scenarios=(), graph=case.graph)

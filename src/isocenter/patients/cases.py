@@ -18,7 +18,7 @@ import numpy as np
 
 from isocenter.analysis.case import Case, MeasuredVisit, assemble, followed
 from isocenter.analysis.case_edits import Edits, edited, effective, track_names
-from isocenter.analysis.case_growth import TrackGrowth, grow
+from isocenter.analysis.case_growth import TOTAL, TrackGrowth, grow, grow_one
 from isocenter.analysis.growth.scenarios import DEFAULTS, Scenario, simulate
 from isocenter.core.errors import ConflictError, NotFoundError
 from isocenter.core.patient import Patient, Timepoint
@@ -29,7 +29,6 @@ from isocenter.followup.slips import Described, slips
 from isocenter.patients.options import options_of
 from isocenter.patients.records import PatientRow, Records, VisitRow
 
-TOTAL = "total"
 _MOST_KEPT = 64
 
 
@@ -146,9 +145,7 @@ class Cases:
         """Growth and forecast of one track, or of all lesions together. Raises `NotFoundError`."""
         if track != TOTAL and track not in case.graph.tracks:
             raise NotFoundError("there is no such track")
-        lesions = [k for k in case.lesions if track in (TOTAL, k.track)]
-        (found,) = grow(followed(case.visits, lesions), (), case.patient.therapies, scenarios=())
-        return replace(found, track=track)
+        return grow_one(followed(case.visits, case.lesions), track, case.patient.therapies, graph=case.graph)
 
     def growth_at(self, case: Case, timepoint_id: str) -> tuple[tuple[str, ...], tuple[TrackGrowth, ...]]:
         """The visits up to one, and the growth of all lesions together and of each track as it could be told there.
@@ -178,5 +175,5 @@ class Cases:
     def whole(self, known: Known) -> Case:
         """The case with growth of every track and all scenarios of the total, for reports and narratives."""
         case = known.case
-        growth = grow(followed(case.visits, case.lesions), case.graph.tracks, case.patient.therapies)
+        growth = grow(followed(case.visits, case.lesions), case.graph.tracks, case.patient.therapies, graph=case.graph)
         return replace(case, growth=growth)

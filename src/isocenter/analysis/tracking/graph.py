@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -28,13 +28,33 @@ class Event(StrEnum):
 class Happening:
     """An event. lesions: of this visit, for `DISAPPEARED` of the one before. parents: where they came from.
 
-    For `RETURNED` the parent is the lesion as it was last seen, at an earlier visit than the one before.
+    For `RETURNED` the parent is the lesion as it was last seen, at an earlier visit than the one before. by_user: a person said so.
     """
 
     visit: str
     event: Event
     lesions: tuple[str, ...]
     parents: tuple[str, ...] = ()
+    by_user: bool = False
+
+
+@dataclass(frozen=True)
+class Parted:
+    """What a person decided: that a lesion became several (`SPLIT`), or came from several (`MERGED`), at neighbouring visits.
+
+    parts: all of them, of one visit: the one after for `SPLIT`, the one before for `MERGED`.
+    """
+
+    event: Event
+    whole: Node
+    parts: tuple[Node, ...]
+    author: str = ""
+
+    @property
+    def visits(self) -> tuple[str, str]:
+        """The earlier visit and the later one."""
+        pair = self.whole[0], self.parts[0][0]
+        return pair if self.event is Event.SPLIT else (pair[1], pair[0])
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,10 @@ class LesionGraph:
             for pair, links in self.links.items()
             for link in links
         ]
-        events = [{"visit": e.visit, "event": str(e.event), "lesions": list(e.lesions), "parents": list(e.parents)} for e in self.events]
+        events = [
+            {"visit": e.visit, "event": str(e.event), "lesions": list(e.lesions), "parents": list(e.parents), "by_user": e.by_user}
+            for e in self.events
+        ]
         return {"nodes": nodes, "edges": edges, "events": events, "tracks": self.tracks}
 
 
@@ -95,12 +118,14 @@ def follow(
     position_sd_mm: float = 5.0,
     shift_sd_mm: float = 0.0,
     corrections: Sequence[Correction] = (),
+    parted: Sequence[Parted] = (),
 ) -> LesionGraph:
     """Follow lesions through visits in their order.
 
     visits: (name, lesions in that visit's own scan). carried: for each visit but the last, its lesions with their
     positions carried into the next visit's scan; by default as they are. onward: the same for any place, so that lesions that are gone are
-    known again where they return; without it by the common shift. See `match` for the rest.
+    known again where they return; without it by the common shift. parted: those of visits that are no neighbours change nothing.
+    See `match` for the rest.
     Raises `UsageError` for visits of one name, two lesions of one id in a visit, or corrections that contradict.
     """
     names = [name for name, _ in visits]
@@ -121,7 +146,10 @@ def follow(
         said = [c for c in corrections if (c.before[0], c.after[0]) == (last, name)]
         # What a person said to be a lesion that was gone is no other's before that one is looked for.
         ends = {list(tracks[track].items())[-1]: track for track in gone}
-        linked = {c.after[1] for c in said if c.same}
+        here = [p for p in parted if p.visits == (last, name)]
+        splits = {p.whole[1]: [lesion for _, lesion in p.parts] for p in here if p.event is Event.SPLIT}
+        merges = {p.whole[1]: [lesion for _, lesion in p.parts] for p in here if p.event is Event.MERGED}
+        linked = {c.after[1] for c in said if c.same} | {*merges, *(lesion for parts in splits.values() for lesion in parts)}
         over = [(ends[c.before], c.after[1]) for c in corrections if c.same and c.before in ends and c.after[0] == name and c.after[1] not in linked]
         matches = match(
             moved,
@@ -130,6 +158,8 @@ def follow(
             shift_sd_mm=shift_sd_mm,
             links=[(c.before[1], c.after[1]) for c in said if c.same],
             never=[*((c.before[1], c.after[1]) for c in said if not c.same), *((a.id, lesion) for a in moved for _, lesion in over)],
+            splits=splits,
+            merges=merges,
         )
         links[(last, name)] = (*matches.links, *matches.splits, *matches.merges)
         going = {link.after: current[link.before] for link in matches.links}
@@ -142,7 +172,7 @@ def follow(
             events.append(Happening(name, Event.RETURNED, (link.after,), (parent,)))
             going[link.after] = link.before
             del gone[link.before]
-        events += _happened(name, replace(matches, appeared=tuple(b for b in matches.appeared if b not in going)))
+        events += _happened(name, replace(matches, appeared=tuple(b for b in matches.appeared if b not in going)), {*splits}, {*merges})
         carried_there = {a.id: a for a in moved}
         gone |= {current[a]: _moved(replace(carried_there[a], id=current[a]), None, matches.shift_mm) for a in matches.disappeared}
         for lesion, track in going.items():
@@ -186,16 +216,18 @@ def _begin(tracks: dict[str, dict[str, str]], visit: str, lesions: Sequence[str]
     return started
 
 
-def _happened(visit: str, matches: Matches) -> list[Happening]:
+def _happened(visit: str, matches: Matches, split: Set[str], merged: Set[str]) -> list[Happening]:
+    """split, merged: lesions of which a person said it."""
     events = [Happening(visit, Event.NEW, (lesion,)) for lesion in matches.appeared]
     events += [Happening(visit, Event.DISAPPEARED, (lesion,)) for lesion in matches.disappeared]
     partner = {link.before: link.after for link in matches.links}
     for parent in dict.fromkeys(s.before for s in matches.splits):
         parts = (partner[parent], *(s.after for s in matches.splits if s.before == parent))
-        events.append(Happening(visit, Event.SPLIT, parts, (parent,)))
+        events.append(Happening(visit, Event.SPLIT, parts, (parent,), parent in split))
     origin = {link.after: link.before for link in matches.links}
     for whole in dict.fromkeys(m.after for m in matches.merges):
-        events.append(Happening(visit, Event.MERGED, (whole,), (origin[whole], *(m.before for m in matches.merges if m.after == whole))))
+        parents = (origin[whole], *(m.before for m in matches.merges if m.after == whole))
+        events.append(Happening(visit, Event.MERGED, (whole,), parents, whole in merged))
     return events
 
 
@@ -207,3 +239,27 @@ def _agree(corrections: Sequence[Correction]) -> None:
             raise UsageError("two corrections give one lesion two partners")
     if {(c.before, c.after) for c in same} & {(c.before, c.after) for c in corrections if not c.same}:
         raise UsageError("two corrections contradict each other")
+
+
+def split_off(graph: LesionGraph) -> dict[str, set[str]]:
+    """Tracks that split off from another one, by that one, which they go on counting for (RECIST 1.1, section 4.3.2)."""
+    parts: dict[str, set[str]] = {}
+    order = list(graph.visits)
+    for event in graph.events:
+        if event.event is Event.SPLIT:
+            before = order[order.index(event.visit) - 1]
+            parent = graph.track_of(before, event.parents[0])
+            pieces = {graph.track_of(event.visit, lesion) for lesion in event.lesions} - {parent}
+            parts.setdefault(parent, set()).update(pieces)
+    return parts
+
+
+def merged_into(graph: LesionGraph) -> dict[str, str]:
+    """By track that grew into another one, that one: its longest diameter is theirs from then on (RECIST 1.1, section 4.3.2)."""
+    into: dict[str, str] = {}
+    order = list(graph.visits)
+    for event in graph.events:
+        if event.event is Event.MERGED:
+            whole, before = graph.track_of(event.visit, event.lesions[0]), order[order.index(event.visit) - 1]
+            into |= {track: whole for parent in event.parents if (track := graph.track_of(before, parent)) != whole}
+    return into
