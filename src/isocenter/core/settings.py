@@ -196,7 +196,7 @@ class Settings(Limits):
     vector_memory_bytes: int = Field(
         512 * MIB,
         ge=0,
-        description="Memory for collections of vectors that are searched exactly in process; larger ones are read from the database for every search.",
+        description="Memory for collections of vectors that are searched exactly in process; larger ones are read from the database each time.",
     )
     redis_url: str | None = Field(
         None,
@@ -292,7 +292,7 @@ class Settings(Limits):
     )
     text_engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
         "auto",
-        description="What runs text models: torch on a GPU by default; on the processor OpenVINO for bfloat16 and, if installed, int8, else ONNX Runtime.",
+        description="What runs text models: torch on a GPU; else OpenVINO for bfloat16 and, if installed, for int8; else ONNX Runtime.",
     )
     text_precision: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="Precision of text models. Less is faster and changes results; see `docs/text.md` for how much."
