@@ -39,7 +39,7 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class Parted:
+class Regrouping:
     """What a person decided: that a lesion became several (`SPLIT`), or came from several (`MERGED`), at neighbouring visits.
 
     parts: all of them, of one visit: the one after for `SPLIT`, the one before for `MERGED`.
@@ -118,13 +118,13 @@ def follow(
     position_sd_mm: float = 5.0,
     shift_sd_mm: float = 0.0,
     corrections: Sequence[Correction] = (),
-    parted: Sequence[Parted] = (),
+    regroupings: Sequence[Regrouping] = (),
 ) -> LesionGraph:
     """Follow lesions through visits in their order.
 
     visits: (name, lesions in that visit's own scan). carried: for each visit but the last, its lesions with their
     positions carried into the next visit's scan; by default as they are. onward: the same for any place, so that lesions that are gone are
-    known again where they return; without it by the common shift. parted: those of visits that are no neighbours change nothing.
+    known again where they return; without it by the common shift. regroupings: those of visits that are no neighbours change nothing.
     See `match` for the rest.
     Raises `UsageError` for visits of one name, two lesions of one id in a visit, or corrections that contradict.
     """
@@ -146,7 +146,7 @@ def follow(
         said = [c for c in corrections if (c.before[0], c.after[0]) == (last, name)]
         # What a person said to be a lesion that was gone is no other's before that one is looked for.
         ends = {list(tracks[track].items())[-1]: track for track in gone}
-        here = [p for p in parted if p.visits == (last, name)]
+        here = [p for p in regroupings if p.visits == (last, name)]
         splits = {p.whole[1]: [lesion for _, lesion in p.parts] for p in here if p.event is Event.SPLIT}
         merges = {p.whole[1]: [lesion for _, lesion in p.parts] for p in here if p.event is Event.MERGED}
         linked = {c.after[1] for c in said if c.same} | {*merges, *(lesion for parts in splits.values() for lesion in parts)}
@@ -250,7 +250,10 @@ def split_off(graph: LesionGraph) -> dict[str, set[str]]:
             before = order[order.index(event.visit) - 1]
             parent = graph.track_of(before, event.parents[0])
             pieces = {graph.track_of(event.visit, lesion) for lesion in event.lesions} - {parent}
-            parts.setdefault(parent, set()).update(pieces)
+            parts.setdefault(parent, set())
+            for track, owned in parts.items():
+                if track == parent or parent in owned:  # pieces of a piece are pieces of the whole
+                    owned |= pieces
     return parts
 
 

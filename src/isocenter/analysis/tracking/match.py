@@ -71,18 +71,27 @@ def match(
     shift_sd_mm: float = 0.0,
     links: Sequence[tuple[str, str]] = (),
     never: Sequence[tuple[str, str]] = (),
+    splits: Mapping[str, Sequence[str]] | None = None,
+    merges: Mapping[str, Sequence[str]] | None = None,
 ) -> Matches:
     """Match the lesions of two visits.
 
     position_sd_mm: usual error of a carried position: of the registration, or, without one, of how far lesions lie apart
     once the common shift is taken out. shift_sd_mm: how far all may have moved together; 0 for visits that are registered,
-    some 50 where they are not. links, never: pairs (before, after) that a person has decided.
+    some 50 where they are not. links, never: pairs (before, after) that a person has decided. splits: by lesion of `before`, all that a
+    person says it became; merges: by lesion of `after`, all that a person says it came from. Either goes on as its largest part, unless
+    `links` says as which.
     """
-    fixed = dict(links)
+    splits, merges = splits or {}, merges or {}
+    fixed = {**_onward(splits, after, dict(links)), **{b: a for a, b in _onward(merges, before, {b: a for a, b in links}).items()}, **dict(links)}
+    parts = {child for parent, children in splits.items() for child in children if fixed.get(parent) != child}
+    melted = {child for whole, children in merges.items() for child in children if fixed.get(child) != whole}
     cost, shift = _costs(before, after, position_sd_mm, shift_sd_mm)
+    apart = set(never)
     for i, a in enumerate(before):
         for j, b in enumerate(after):
-            if (a.id, b.id) in set(never) or (fixed.get(a.id, b.id) != b.id) or (b.id in fixed.values() and fixed.get(a.id) != b.id):
+            elsewhere = a.id in melted or b.id in parts or (a.id, b.id) in apart
+            if elsewhere or (fixed.get(a.id, b.id) != b.id) or (b.id in fixed.values() and fixed.get(a.id) != b.id):
                 cost[i, j] = np.inf
             elif fixed.get(a.id) == b.id:
                 cost[i, j] = -1e6
@@ -94,21 +103,42 @@ def match(
         by_user = fixed.get(before[i].id) == after[j].id
         found.append(Link(before[i].id, after[j].id, 1.0 if by_user else _confidence(cost, i, j, total), distance, by_user))
     used_before, used_after = {k.before for k in found}, {k.after for k in found}
-    left_before = [a for a in before if a.id not in used_before]
-    left_after = [b for b in after if b.id not in used_after]
+    left_before = [a for a in before if a.id not in used_before | melted]
+    left_after = [b for b in after if b.id not in used_after | parts]
     here = {b.id: np.array(b.position) for b in after}
-    parted = _within(left_after, here, [a for a in before if a.id in used_before], moved, {(b, a) for a, b in never})
-    joined = _within(left_before, moved, [b for b in after if b.id in used_after], here, set(never))
-    splits = tuple(Link(parent, child, confidence, distance) for child, parent, confidence, distance in parted)
-    merges = tuple(Link(child, parent, confidence, distance) for child, parent, confidence, distance in joined)
+    # What a person says of a lesion's parts is all there is of them.
+    parted = _within(left_after, here, [a for a in before if a.id in used_before - set(splits)], moved, {(b, a) for a, b in never})
+    joined = _within(left_before, moved, [b for b in after if b.id in used_after - set(merges)], here, set(never))
+
+    def said(first: str, second: str) -> Link:
+        return Link(first, second, 1.0, float(np.linalg.norm(moved[first] - here[second])), by_user=True)
+
+    split = (
+        *(said(parent, child) for parent, children in splits.items() for child in children if child in parts),
+        *(Link(parent, child, confidence, distance) for child, parent, confidence, distance in parted),
+    )
+    merged = (
+        *(said(child, whole) for whole, children in merges.items() for child in children if child in melted),
+        *(Link(child, parent, confidence, distance) for child, parent, confidence, distance in joined),
+    )
     return Matches(
         tuple(sorted(found, key=lambda k: k.before)),
-        tuple(a.id for a in left_before if a.id not in {m.before for m in merges}),
-        tuple(b.id for b in left_after if b.id not in {s.after for s in splits}),
-        splits,
-        merges,
+        tuple(a.id for a in left_before if a.id not in {m.before for m in merged}),
+        tuple(b.id for b in left_after if b.id not in {s.after for s in split}),
+        split,
+        merged,
         (float(shift[0]), float(shift[1]), float(shift[2])),
     )
+
+
+def _onward(wholes: Mapping[str, Sequence[str]], parts: Sequence[Located], links: Mapping[str, str]) -> dict[str, str]:
+    """As which of its parts each whole goes on: the one it is linked to, else the largest."""
+    by_name = {p.id: p for p in parts}
+
+    def size(name: str) -> float:
+        return by_name[name].longest_mm or by_name[name].radius_mm or 0.0
+
+    return {whole: links[whole] if links.get(whole) in names else max(names, key=size) for whole, names in wholes.items()}
 
 
 def _costs(
