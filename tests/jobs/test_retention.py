@@ -27,8 +27,9 @@ from isocenter.jobs.backend import Backend
 from isocenter.jobs.studies import Studies
 from isocenter.jobs.table import Job, NewJob, Stored
 from isocenter.store.objects import Folder
+from isocenter.store.orders import Orders
 from isocenter.store.s3 import Bucket
-from isocenter.store.tables import EVENTS, JOBS, STUDIES
+from isocenter.store.tables import CLICK_ORDERS, EVENTS, JOBS, STUDIES
 from tests.http.conftest import dicom_series, zipped
 from tests.jobs.servers import Swift
 
@@ -289,6 +290,23 @@ def test_trails_and_this_machines_folders(stores: Backend) -> None:
     assert done == {"audit trails of jobs that are gone": 3, "result files under /files": 1, "folders of attempts": 1, "compiled kernels": 1}
     assert sorted(p.name for f in ("artifacts", "scratch", "kernels") for p in (home / f).iterdir()) == ["notours.txt", "young"]
     assert stores.queue.events(job.id) == []
+
+
+def test_orders_of_prompts_go_with_their_sessions(stores: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Orders(stores.database, stores.settings.session_ttl, 3)
+    for name in ("old", "new"):
+        kept.note(name, None, ["p"])
+    then = time.time() - stores.settings.session_ttl - 3600
+    stores.database.write(lambda c: c.execute(sa.update(CLICK_ORDERS).where(CLICK_ORDERS.c.whose == "old").values(used=then)))
+    monkeypatch.setenv("ISOCENTER_HOME", str(stores.settings.home))
+    monkeypatch.setenv("DATABASE_URL", stores.settings.database_url or "")
+    for flag, left in (("--dry-run", ["new", "old"]), ("--json", ["new"])):
+        told = CliRunner().invoke(app, ["clean", flag, "--json"])
+        assert told.exit_code == 0, told.output
+        (row,) = (k for k in json.loads(told.stdout)["kinds"] if k["what"] == "orders of prompts")
+        assert (row["rule"], row["gone"], row["stays"]) == ("older than 1 h", 1, 1)
+        assert sorted(stores.database.read(lambda c: list(c.scalars(sa.select(CLICK_ORDERS.c.whose))))) == left
+    assert kept.recall("new") == [["p"]]
 
 
 def test_attempts_may_end_while_their_folders_are_looked_at(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def clean(
     """Remove jobs, uploads, results and caches that are older or more than the settings allow.
 
     A server does the same by itself every half hour (ISOCENTER_ARTIFACT_SWEEP). The limits: ISOCENTER_JOB_KEEP, _JOB_KEEP_BYTES,
-    _UPLOAD_KEEP, _UPLOAD_KEEP_BYTES, _ARTIFACT_TTL, _ARTIFACT_BYTES, _AUDIT_KEEP, _CACHE_KEEP; 0 is never.
+    _UPLOAD_KEEP, _UPLOAD_KEEP_BYTES, _ARTIFACT_TTL, _ARTIFACT_BYTES, _AUDIT_KEEP, _CACHE_KEEP; 0 is never. The order in which the
+    prompts of a session came, kept for servers that share a database, goes by ISOCENTER_SESSION_TTL.
 
     What a waiting, running or kept job needs never goes. Sessions and decoded scans lie in the server's memory and end by
     ISOCENTER_SESSION_TTL, _SESSION_CACHE_BYTES and _VOLUME_CACHE_BYTES.

@@ -102,8 +102,6 @@ class JobDesk:
         if not self.opened:
             return
         try:
-            if self.service.orders is not None:
-                self.service.orders.sweep()
             gone = {t.what: t.gone for t in retention.sweep(self.backend) if t.gone}
         except StoreError as error:
             log.warning("nothing could be removed for now", reason=error.message)

@@ -24,7 +24,7 @@ from isocenter.jobs.backend import Backend, check_installed
 from isocenter.jobs.table import ENDED
 from isocenter.store.artifacts import open_artifacts
 from isocenter.store.database import Database, head, url_of
-from isocenter.store.tables import EVENTS, JOB_FILES, JOBS, STUDIES
+from isocenter.store.tables import CLICK_ORDERS, EVENTS, JOB_FILES, JOBS, STUDIES
 
 #: Seconds for which a file stays that no row speaks of: it may be on its way, of a job whose row is not written yet.
 GRACE = 86400.0
@@ -64,7 +64,7 @@ class _Upload:
 
 def sweep(backend: Backend, *, dry: bool = False) -> list[Tally]:
     """Remove what is too old or too much by the settings; dry: only say what would go. Raises `StoreError`."""
-    done = [_jobs(backend, dry), _uploads(backend, dry), _strays(backend, dry), _trails(backend, dry)]
+    done = [_jobs(backend, dry), _uploads(backend, dry), _strays(backend, dry), _trails(backend, dry), _orders(backend, dry)]
     return [*done, *folders(backend.settings, dry=dry)]
 
 
@@ -195,14 +195,27 @@ def _sweep_away(backend: Backend, digest: str) -> bool:
 def _trails(backend: Backend, dry: bool) -> Tally:
     """The audit trail of jobs that are gone."""
     keep = backend.settings.audit_keep
-    tally = Tally("audit trails of jobs that are gone", _rule(keep, 0))
     orphan = EVENTS.c.job_id.not_in(sa.select(JOBS.c.id))
-    count = sa.select(sa.func.count()).select_from(EVENTS).where(orphan)
-    old = EVENTS.c.at < backend.database.now - keep
-    tally.gone = backend.database.read(lambda c: int(c.scalar(count.where(old)) or 0)) if keep else 0
-    tally.stays = backend.database.read(lambda c: int(c.scalar(count) or 0)) - tally.gone
+    return _rows(backend, Tally("audit trails of jobs that are gone", _rule(keep, 0)), EVENTS, orphan, EVENTS.c.at if keep else None, keep, dry)
+
+
+def _orders(backend: Backend, dry: bool) -> Tally:
+    """In which order prompts came, of interactive sessions that have ended."""
+    keep = backend.settings.session_ttl
+    return _rows(backend, Tally("orders of prompts", _rule(keep, 0)), CLICK_ORDERS, sa.true(), CLICK_ORDERS.c.used, keep, dry)
+
+
+def _rows(
+    backend: Backend, tally: Tally, table: sa.Table, which: sa.ColumnElement[bool], at: sa.ColumnElement[float] | None, keep: float, dry: bool
+) -> Tally:
+    """Remove the rows of a table that are older than `keep` seconds by their time `at`; without a time, none."""
+    database = backend.database
+    count = sa.select(sa.func.count()).select_from(table).where(which)
+    old = at < database.now - keep if at is not None else sa.false()
+    tally.gone, every = database.read(lambda c: (int(c.scalar(count.where(old)) or 0), int(c.scalar(count) or 0)))
+    tally.stays = every - tally.gone
     if tally.gone and not dry:
-        tally.gone = backend.database.write(lambda c: c.execute(sa.delete(EVENTS).where(orphan, old)).rowcount)
+        tally.gone = database.write(lambda c: c.execute(sa.delete(table).where(which, old)).rowcount)
     return tally
 
 

@@ -1,7 +1,8 @@
 """In which order prompts came, where several servers share a database: clients send theirs sorted by kind, not by time.
 
 A server knows that order of what it saw itself. One that a balancer sends the next click to looks here, so that it replays
-what was said as it was said. Nothing is kept but digests, of who, on what and of each prompt, and only for as long as sessions are.
+what was said as it was said. Nothing is kept but digests, of who, on what and of each prompt, and only for as long as sessions are:
+older ones are not told, and go with `jobs.retention`.
 """
 
 from __future__ import annotations
@@ -70,11 +71,6 @@ class Orders:
             return True
 
         return bool(self._ask(lambda: self._database.write(work, patience=_PATIENCE)))
-
-    def sweep(self) -> None:
-        """Forget those to which nothing was added for as long as sessions live. Raises `StoreError`."""
-        old = CLICK_ORDERS.c.used < self._database.now - self._seconds
-        self._database.write(lambda c: c.execute(sa.delete(CLICK_ORDERS).where(old)))
 
     def _of(self, whose: str) -> sa.ColumnElement[bool]:
         return sa.and_(CLICK_ORDERS.c.whose == whose, CLICK_ORDERS.c.used >= self._database.now - self._seconds)
