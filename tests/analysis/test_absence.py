@@ -129,7 +129,7 @@ def test_a_lesion_that_grew_into_another_is_not_gone_and_both_are_one() -> None:
     """L2 grows into L1 at the third visit: L1 counts both throughout, L2 is not known from then on."""
     names = [f"v{day:g}" for day in DAYS]
     tracks = {"L1": dict.fromkeys(names, "L1"), "L2": {"v0": "L2", "v30": "L2"}}
-    here = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
+    here: dict[str, tuple[str, ...]] = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
     graph = LesionGraph(tuple(names), here, {}, (Happening("v60", Event.MERGED, ("L1",), ("L1", "L2")),), tracks)
     volumes: list[list[float]] = [[2000, 1500], [2100, 1600], [3900], [4100], [4300]]
     visits = [(day, [lesion(v, day, t) for v, t in zip(row, ("L1", "L2"), strict=False)]) for day, row in zip(DAYS, volumes, strict=True)]
@@ -145,7 +145,7 @@ def test_a_lesion_that_grew_into_another_is_not_gone_and_both_are_one() -> None:
 def test_a_part_that_split_off_was_there_before_and_its_parent_did_not_shrink() -> None:
     names = [f"v{day:g}" for day in DAYS]
     tracks = {"L1": dict.fromkeys(names, "L1"), "L2": dict.fromkeys(names[2:], "L2")}
-    here = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
+    here: dict[str, tuple[str, ...]] = {name: ("L1", "L2") if name in tracks["L2"] else ("L1",) for name in names}
     graph = LesionGraph(tuple(names), here, {}, (Happening("v60", Event.SPLIT, ("L1", "L2"), ("L1",)),), tracks)
     volumes: list[list[float]] = [[5000], [4800], [2600, 2000], [2500, 1900], [2400, 1800]]
     visits = [(day, [lesion(v, day, t) for v, t in zip(row, ("L1", "L2"), strict=False)]) for day, row in zip(DAYS, volumes, strict=True)]

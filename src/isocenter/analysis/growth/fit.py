@@ -107,24 +107,35 @@ class Growth:
         return self._walks[fit.curve.name]
 
     def predict(
-        self, days: Sequence[float] | Floats, therapies: Sequence[Therapy] | None = None, *, draws: int = 400, level: float = 0.8
+        self,
+        days: Sequence[float] | Floats,
+        therapies: Sequence[Therapy] | None = None,
+        *,
+        draws: int = 400,
+        level: float = 0.8,
+        moved: bool = False,
     ) -> tuple[Floats, Floats, Floats]:
         """Median and interval of the volume in mm³ at `days` (rising, none before the first visit), over all laws that count.
 
-        therapies: what is given instead of what was; of the same kinds. level: of the interval, without measurement error.
+        therapies: what is given instead of what was; of the same kinds. level: of the interval, without measurement error. moved: see `paths`.
         """
-        paths = self.paths(days, therapies, draws=draws)
+        paths = self.paths(days, therapies, draws=draws, moved=moved)
         low, middle, high = np.exp(np.quantile(paths, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0))
         return middle, low, high
 
-    def paths(self, days: Sequence[float] | Floats, therapies: Sequence[Therapy] | None = None, *, draws: int = 400) -> Floats:
-        """(draws, days) logarithms of volumes, drawn from all laws by their weights; the same draws for any treatment."""
-        from isocenter.analysis.growth._kernels import integrate
+    def paths(self, days: Sequence[float] | Floats, therapies: Sequence[Therapy] | None = None, *, draws: int = 400, moved: bool = False) -> Floats:
+        """(draws, days) logarithms of volumes, drawn from all laws by their weights; the same draws for any treatment.
+
+        moved: `therapies` are the same courses at other times. What they do before the first visit, beyond those given, then changes
+        the volume at that visit; elsewhere another treatment begins with it.
+        """
+        from isocenter.analysis.growth._kernels import integrate, killed
 
         wanted = np.asarray(days, dtype=np.float64)
         if wanted.size == 0 or (np.diff(wanted) <= 0).any() or wanted[0] < self.series.days[0]:
             raise UsageError("days to predict must rise, and none may lie before the first visit")
         table = events(self.therapies if therapies is None else therapies, self.kinds)
+        given, origin = events(self.therapies, self.kinds), float(self.series.days[0])
         rng = np.random.default_rng(self.seed)
         counts = rng.multinomial(draws, [f.weight for f in self.fits])
         paths = np.empty((draws, wanted.size))
@@ -134,7 +145,11 @@ class Growth:
                 continue
             states = self.states(fit)
             for k in rng.integers(0, len(states), count):
-                integrate(fit.curve.code, states[k], 1 + len(fit.curve.parameters), table, self.series.days[0], wanted, paths[row])
+                first, state = 1 + len(fit.curve.parameters), states[k]
+                if moved:
+                    state = state.copy()
+                    state[0] += killed(state, first, given, origin) - killed(state, first, table, origin)
+                integrate(fit.curve.code, state, first, table, origin, wanted, paths[row])
                 row += 1
         return paths
 

@@ -4,7 +4,7 @@
 |---|---|
 | `as_given` | what was given |
 | `natural_history` | nothing |
-| `earlier_treatment_{w}w`, `later_treatment_{w}w` | every course, w weeks earlier or later |
+| `earlier_treatment_{w}w`, `later_treatment_{w}w` | every course, w weeks earlier or later, before the first visit too |
 | `regimen_switch_effect_{x}` | from the last visit on, x times the effect |
 | `treatment_holiday_{a}-{b}w` | nothing from week a to week b after the first course begins |
 | `resistance_onset_{w}w` | from w weeks after each course begins, half the effect is lost every four weeks |
@@ -34,6 +34,8 @@ WEEK = 7.0
 RESISTANCE_HALF_DAYS = 28.0
 #: Two curves that differ by less, on the log volume, are one: a course that was cut and goes on is added up anew.
 _ALIKE = 1e-6
+#: Ten years. Laws fitted to some months say nothing of more.
+MOST_WEEKS = 520.0
 DEFAULTS = (
     "as_given",
     "natural_history",
@@ -72,15 +74,16 @@ def simulate(growth: Growth, name: str, days: Sequence[float] | Floats, *, level
     therapies, reason = plan(name, growth.therapies, growth.series.days[-1])
     known = tuple(effects(growth)) if growth.therapies else ()
     notes = tuple(f"{e.kind}: {e.reason}" for e in known if not e.identifiable)
-    median, low, high = growth.predict(days, therapies, draws=draws, level=level)
-    if reason is None and name != "as_given" and _alike(growth, therapies, days):
+    moved = name.startswith(("earlier_", "later_"))
+    median, low, high = growth.predict(days, therapies, draws=draws, level=level, moved=moved)
+    if reason is None and name != "as_given" and _alike(growth, therapies, days, moved=moved):
         reason = "what it changes lies before the first visit or after the last day of the curve, or changes no dose"
     return Scenario(name, np.asarray(days, dtype=np.float64), median, low, high, level, therapies, known, (*growth.notes, *notes), reason)
 
 
-def _alike(growth: Growth, therapies: Sequence[Therapy], days: Sequence[float] | Floats) -> bool:
+def _alike(growth: Growth, therapies: Sequence[Therapy], days: Sequence[float] | Floats, *, moved: bool) -> bool:
     """Whether other treatment leaves the curve as it was; a few draws tell, since each has effects above 0."""
-    given, planned = (growth.paths(days, courses, draws=8) for courses in (growth.therapies, therapies))
+    given, planned = (growth.paths(days, courses, draws=8, moved=moved) for courses in (growth.therapies, therapies))
     return bool(np.abs(given - planned).max() < _ALIKE)
 
 
@@ -89,6 +92,8 @@ def plan(name: str, given: Sequence[Therapy], now: float) -> tuple[tuple[Therapy
     for pattern, change, idle in _PATTERNS:
         if found := re.fullmatch(pattern, name):
             numbers = [float(n) for n in found.groups() if n is not None]
+            if any(number > MOST_WEEKS for number in numbers):
+                raise UsageError(f"a scenario's weeks and factors are at most {MOST_WEEKS:g}")
             if name == "as_given":
                 return tuple(given), None
             if not given:
@@ -185,7 +190,7 @@ def _by_holiday(given: Sequence[Therapy], numbers: Sequence[float], _: float) ->
     return f"no course is given in weeks {numbers[0]:g} to {numbers[1]:g} of treatment"
 
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _Change = Callable[[tuple[Therapy, ...], Sequence[float], float], Sequence[Therapy]]
 _Idle = Callable[[Sequence[Therapy], Sequence[float], float], str]
 
