@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isocenter.core.errors import BusyError, MemoryLimitError, ModelError
+from isocenter.core.errors import BusyError, LimitError, MemoryLimitError, ModelError
 from isocenter.core.model import ModelContext
 from isocenter.core.settings import Settings
 from isocenter.models import text as models
@@ -193,13 +193,21 @@ class TextService:
         *,
         prompt: str | None = None,
         normalize: bool | None = None,
+        truncate: bool = True,
     ) -> Job[Embeddings]:
-        """Begin to turn texts, or token ids that a client made itself, into vectors."""
+        """Begin to turn texts, or token ids that a client made itself, into vectors.
+
+        Without truncate a text that is too long for the model raises `LimitError`.
+        """
         words = [t for t in texts if isinstance(t, str)]
         if len(words) == len(texts):
             cuts, left_out = encoder.cut(words, prompt), encoder.left_out(prompt)
         else:
             cuts, left_out = [encoder.framed(t) for t in texts if not isinstance(t, str)], 0
+        if not truncate and (long := _truncated(cuts)):
+            raise LimitError(
+                f"inputs[{long[0]}] is too long for the model; send truncate: true to cut it", limit="tokens", value=encoder.recipe.max_tokens
+            )
         work = partial(encoder.embed, left_out=left_out) if left_out else encoder.embed
 
         def finish(results: list[Any]) -> Embeddings:

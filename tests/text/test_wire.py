@@ -158,6 +158,22 @@ def test_what_is_wrong_is_the_clients_fault_and_says_so(client: TestClient, path
         assert answer.json() == {"detail": "candidates and references must have equal length"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"texts": [1] * 50_000}),
+        ("/embed", {"inputs": [1] * 50_000}),
+        ("/bertscore", {"candidates": [None] * 50_000, "references": [None] * 50_000}),
+        ("/v1/embeddings", {"input": [5] * 100_001}),
+        ("/v1/embeddings", {"input": [["a"] * 50_000]}),
+    ],
+)
+def test_what_is_wrong_in_every_place_is_told_once(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422
+    assert len(answer.content) < 2000, "an error for each of them would be megabytes, and seconds of the event loop"
+
+
 def test_100_texts_of_10_000_characters(client: TestClient) -> None:
     answer = client.post("/embed", json={"texts": [f"finding {i} " * 900 for i in range(100)]})
     assert answer.status_code == 200
@@ -317,7 +333,11 @@ def test_the_shape_of_text_embeddings_inference(client: TestClient) -> None:
     raw, unit = (np.array(client.post("/embed", json={"inputs": ["No effusion."], "normalize": n}).json()[0]) for n in (False, True))
     assert np.linalg.norm(raw) > 1.5
     np.testing.assert_allclose(raw / np.linalg.norm(raw), unit, atol=1e-6)
-    assert client.post("/embed", json={"inputs": ["word " * 1000]}).status_code == 413
+    refused = client.post("/embed", json={"inputs": ["word", "word " * 1000]})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        413,
+        "inputs[1] is too long for the model; send truncate: true to cut it; the limit is tokens = 256",
+    )
     assert client.post("/embed", json={"inputs": ["word " * 1000], "truncate": True}).status_code == 200
 
 

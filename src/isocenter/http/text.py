@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from isocenter.analysis import report_metrics
-from isocenter.core.errors import BusyError, CancelledError, LimitError, UsageError
+from isocenter.core.errors import BusyError, CancelledError, UsageError
 from isocenter.http.mailbox import Mailbox, settle
 from isocenter.http.text_requests import EmbedRequest, OpenAiRequest, ReportRequest, ScoreRequest, check, described, invalid, read
 from isocenter.textservice import Embeddings, Job, Scores, TextService
@@ -177,9 +177,7 @@ async def _tei(request: Request, texts: TextService, asked: EmbedRequest) -> Res
     items = [asked.inputs] if isinstance(asked.inputs, str) else list(asked.inputs or [])
     check(texts.settings, inputs=items)
     normalize = True if asked.normalize is None else asked.normalize
-    _, found = await _embed(request, texts, asked.model or "", items, prompt=asked.prompt_name, normalize=normalize)
-    if found.truncated and not asked.truncate:
-        raise LimitError(f"inputs[{found.truncated[0]}] has more tokens than the model takes; send truncate: true to cut it", limit="tokens", value=0)
+    _, found = await _embed(request, texts, asked.model or "", items, prompt=asked.prompt_name, normalize=normalize, truncate=asked.truncate)
     return _json(found.vectors.tolist())
 
 

@@ -13,6 +13,9 @@ from isocenter.core.errors import LimitError
 from isocenter.core.settings import Settings
 
 Name = Annotated[str, Field(max_length=300)]
+#: Lists end at the first item that is wrong: an error for each of a million takes seconds, and an answer of megabytes.
+_MANY = Field(max_length=100_000, fail_fast=True)
+Texts = Annotated[list[str], _MANY]
 #: JSON writes a character in up to six bytes, twice that outside of the basic plane.
 _BYTES_A_CHARACTER = 12
 
@@ -24,8 +27,8 @@ class _Body(BaseModel):
 class ScoreRequest(_Body):
     """`POST /bertscore`. idf, rescale_with_baseline and num_layers are as in the package `bert_score`."""
 
-    candidates: list[str]
-    references: list[str]
+    candidates: Texts
+    references: Texts
     lang: str = Field("en", max_length=20, pattern=r"^[A-Za-z0-9-]*$")
     model_type: Name | None = None
     idf: bool = False
@@ -36,21 +39,21 @@ class ScoreRequest(_Body):
 class EmbedRequest(_Body):
     """`POST /embed`: `texts` and `model`, or text-embeddings-inference's `inputs`, `normalize` and `truncate`."""
 
-    texts: list[str] | None = None
+    texts: Texts | None = None
     model: Name | None = None
-    inputs: str | list[str] | None = None
+    inputs: str | Texts | None = None
     normalize: bool | None = None
     truncate: bool = False
     prompt_name: Name | None = None
 
 
-Ids = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(max_length=100_000)]
+Ids = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], _MANY]
 
 
 class OpenAiRequest(_Body):
     """`POST /v1/embeddings`, as OpenAI's."""
 
-    input: str | list[str] | Ids | list[Ids]
+    input: str | Texts | Ids | Annotated[list[Ids], _MANY]
     model: Name = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
@@ -59,8 +62,8 @@ class OpenAiRequest(_Body):
 class ReportRequest(_Body):
     """`POST /api/v1/report-metrics`: one generated report, or several, each with its reference."""
 
-    candidates: list[str]
-    references: list[str]
+    candidates: Texts
+    references: Texts
     lang: str = Field("en", max_length=20, pattern=r"^[A-Za-z0-9-]*$")
     model_type: Name | None = None
     bertscore: bool = True
