@@ -10,13 +10,14 @@ from typing import Any
 
 from isocenter.analysis.label_figures import LabelMeasured, label_figures
 from isocenter.analysis.measurements import describe_image
-from isocenter.core.errors import PromptError, UsageError
+from isocenter.core import naming
+from isocenter.core.errors import PromptError, UnsupportedError, UsageError
 from isocenter.core.model import ModelSpec, Run, Task
 from isocenter.core.plain_prompts import parse_prompts
-from isocenter.core.prompts import Box, Text
+from isocenter.core.prompts import Box, Prompt, Text
 from isocenter.core.segmentation import Segmentation
 from isocenter.core.volume import Volume
-from isocenter.io import sr_labels, write
+from isocenter.io import door, picture, seg, sr_labels, write
 from isocenter.io.upload import Upload
 from isocenter.jobs.backend import Backend
 from isocenter.jobs.handler import Handler, JobInput, JobResult, Product
@@ -42,6 +43,8 @@ FORMATS: Mapping[str, tuple[str, str]] = {
     "preview": ("preview.png", "image/png"),
     "image": ("image.nii.gz", "application/gzip"),
 }
+#: Those that refer to the scan's own DICOM files, and what they are called.
+_OF_DICOM: Mapping[str, str] = {"dicom_seg": "DICOM SEG", "dicom_sr": "DICOM report"}
 DEFAULT_FORMATS = ("nifti", "measurements", "preview")
 
 
@@ -74,6 +77,8 @@ class SegmentRequest:
         if words and not all(isinstance(p, Text) for p in prompts):
             raise PromptError("give either words or points, boxes, scribbles and lassos, not both")
         _threshold(self.parameters)
+        if self.window is not None:
+            picture.check_window(self.window, self.modality)
         if self.model is not None:
             spec = registry.spec(self.model)
         elif prompts:
@@ -83,14 +88,46 @@ class SegmentRequest:
             raise UsageError("say what to segment: name a model that finds its structures by itself, or give prompts")
         if spec.task not in (Task.TEXT, Task.INTERACTIVE, Task.SCRIBBLES, Task.SEGMENT):
             raise UsageError(f"the model '{spec.id}' makes no masks")
-        if spec.task is Task.SEGMENT and any(not isinstance(p, Text) for p in prompts):
-            raise PromptError(f"the model '{spec.id}' takes no points or lines")
-        if spec.task is not Task.SEGMENT and not prompts:
-            raise PromptError(f"the model '{spec.id}' needs prompts: {', '.join(spec.prompts)}")
+        _check_kinds(spec, prompts, words=words)
         if strange := sorted(set(self.parameters) - {*spec.options, "threshold"}):
             known = ", ".join([*spec.options, *(["threshold"] if spec.task is Task.TEXT else [])])
             raise UsageError(f"the model '{spec.id}' has no parameter '{strange[0][:40]}'; it has: {known or 'none'}")
         return spec
+
+
+def _check_kinds(spec: ModelSpec, prompts: Sequence[Prompt], *, words: bool) -> None:
+    """Raise `PromptError` for prompts that a model does not take, as far as that can be told without loading it."""
+    if spec.task is not Task.SEGMENT and not prompts:
+        raise PromptError(f"the model '{spec.id}' needs prompts: {', '.join(spec.prompts)}")
+    if prompts and words != (spec.task in (Task.TEXT, Task.SEGMENT)):
+        raise PromptError(
+            f"the model '{spec.id}' takes {', '.join(spec.prompts) or 'the names of its labels'}; {'no words' if words else 'no places'}"
+        )
+    if spec.task is Task.SEGMENT:
+        for prompt in prompts:
+            naming.label_of(prompt.text if isinstance(prompt, Text) else "", spec.labels, spec.synonyms)
+    if spec.task is Task.SCRIBBLES and sum(isinstance(p, Box) for p in prompts) > 1:
+        raise PromptError(f"the model '{spec.id}' takes one box at most, the region to stay in")
+
+
+def _check_scan(service: Service, request: SegmentRequest, source: Upload | Study) -> None:
+    """Raise what is known to go wrong with this very scan: by the kind of its file, and, where it is decoded already, by its size."""
+    volume = service.known(source.digest, source.suffix[:16], series_uid=request.series_uid, modality=request.modality, window=request.window)
+    if volume is not None:
+        service.check(parse_prompts(request.prompts), volume)
+        _check_dicom(request.formats, seg.refusal(volume))
+        return
+    kind = door.kind_of_upload(source) if isinstance(source, Upload) else "dicom"
+    if request.window is not None and kind in ("dicom", "nifti", "nrrd"):
+        raise UnsupportedError(picture.NO_PICTURE)
+    _check_dicom(request.formats, seg.NO_DICOM if kind in ("nifti", "nrrd", "picture") else None)
+
+
+def _check_dicom(formats: Sequence[str], reason: str | None) -> None:
+    """Raise `UsageError` for formats of DICOM's, where there is a reason why these cannot be had."""
+    for name in formats:
+        if reason and name in _OF_DICOM:
+            raise UsageError(reason.replace("DICOM SEG", _OF_DICOM[name]))
 
 
 def submit(
@@ -106,6 +143,7 @@ def submit(
 ) -> tuple[Job, bool]:
     """The job of a request, and whether it is new. source: an upload, which is kept, or a study that is there already."""
     spec = request.check(service.registry)
+    _check_scan(service, request, source)
     settings = backend.settings
     suffix = source.suffix[:16] or ""
     scan = Stored(SCAN + suffix, source.digest, source.size if isinstance(source, Upload) else source.bytes)
@@ -154,6 +192,7 @@ def _segment(service: Service, given: JobInput, run: Run) -> JobResult:
     scan = given.job.inputs[0]
     how = {name: asked.get(name) for name in ("series_uid", "modality", "window")}
     volume = service.open_stored(given.files[scan.name], scan.digest, asked.get("suffix", ""), **how)
+    _check_dicom(asked["formats"], seg.refusal(volume))
     seconds["read"] = time.perf_counter() - started
     run.check(0.1, "segmenting")
     within = Run(lambda f, message: run.progress(0.1 + 0.7 * f, message or "segmenting"), run.cancelled)
@@ -184,8 +223,6 @@ def _answer(service: Service, volume: Volume, asked: Mapping[str, Any], run: Run
     spec = service.registry.spec(asked["model"])
     if spec.task is Task.SCRIBBLES:
         boxes = [p for p in prompts if isinstance(p, Box)]
-        if len(boxes) > 1:
-            raise UsageError(f"{spec.id} takes one box at most")
         rest = [p for p in prompts if not isinstance(p, Box)]
         return service.separate(volume, rest, roi=boxes[0] if boxes else None, options=options, model=spec.id)
     if spec.task is Task.SEGMENT and prompts:

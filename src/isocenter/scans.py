@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from isocenter.core.errors import NotFoundError, UsageError
+from isocenter.core.errors import NotFoundError
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.io import door, picture
@@ -47,9 +47,11 @@ class Scans:
             )
         return volume
 
-    def known(self, upload: Upload) -> Volume | None:
-        """The volume that `open` made of the same bytes before, if it is still here; nothing is decoded."""
-        return self.volumes.find((upload.digest, upload.suffix, None, None, None))
+    def known(
+        self, digest: str, suffix: str, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None
+    ) -> Volume | None:
+        """The volume that was made of the same bytes in the same way before, if it is still here; nothing is decoded."""
+        return self.volumes.find((digest, suffix, series_uid, modality, window))
 
     def open_stored(
         self, path: Path, digest: str, suffix: str, *, series_uid: str | None = None, modality: str | None = None, window: str | None = None
@@ -76,6 +78,5 @@ def _windowed(read: Callable[[str | None], Volume], modality: str | None, window
     """What `read` gives for a modality; with a window, a picture as the CT that it shows."""
     if window is None:
         return read(modality)
-    if (modality or "CT").upper() != "CT":
-        raise UsageError("a window in Hounsfield units goes with modality=CT")
+    picture.check_window(window, modality)
     return picture.to_hounsfield(read(None), window)

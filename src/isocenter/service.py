@@ -159,7 +159,7 @@ class Service(Scans):
         spec = self._spec(model, Task.INTERACTIVE)
         if self.runtime.together(spec) < 2:
             return None
-        self._check(prompts, volume)
+        self.check(prompts, volume)
 
         def work(lease: Lease, batch: Sequence[tuple[Volume, Sequence[Prompt]]]) -> list[None]:
             lease.model.look([(self._prepared(lease, scan), said) for scan, said in batch], run=lease.run)
@@ -170,7 +170,7 @@ class Service(Scans):
     @contextmanager
     def click(self, volume: Volume, prompts: Sequence[Prompt], *, owner: Hashable, model: str | None = None) -> Iterator[Clicked]:
         """The mask for all prompts said so far, in whatever order; the session is held until the block ends."""
-        self._check(prompts, volume)
+        self.check(prompts, volume)
         spec = self._spec(model, Task.INTERACTIVE)
         started = time.perf_counter()
         order = SharedOrder.of(self.orders, (spec.id, volume.key, owner), prompts)
@@ -216,7 +216,7 @@ class Service(Scans):
     ) -> Segmentation:
         """The mask between foreground and background scribbles: what positive and negative prompts paint. `roi` bounds the mask."""
         spec = self._spec(model, Task.SCRIBBLES)
-        self._check([*prompts, *([roi] if roi else [])], volume)
+        self.check([*prompts, *([roi] if roi else [])], volume)
         painted = np.zeros((2, *volume.shape), dtype=bool)
         for prompt in prompts:
             if isinstance(prompt, Text | Box):
@@ -287,6 +287,13 @@ class Service(Scans):
 
     # 3. Housekeeping.
 
+    def check(self, prompts: Sequence[Prompt], volume: Volume) -> None:
+        """Raise `LimitError` for too many prompts, `PromptError` for one that does not lie inside the volume."""
+        points = sum(len(getattr(p, "path", ())) or 1 for p in prompts)
+        if points > self.settings.max_prompts:
+            raise LimitError(f"{points} prompt points in one request are too many", limit="max_prompts", value=self.settings.max_prompts)
+        check_inside(prompts, volume.shape)
+
     def models(self) -> list[ModelSpec]:
         """All models that can answer here."""
         return list(self.registry.specs.values())
@@ -354,12 +361,6 @@ class Service(Scans):
     def _prepared(self, lease: Lease, volume: Volume) -> Prepared:
         make: Callable[[], Prepared] = lambda: lease.model.prepare(volume)  # noqa: E731 - typed for `derive`
         return self.volumes.derive(volume, lease.instance, make)
-
-    def _check(self, prompts: Sequence[Prompt], volume: Volume) -> None:
-        points = sum(len(getattr(p, "path", ())) or 1 for p in prompts)
-        if points > self.settings.max_prompts:
-            raise LimitError(f"{points} prompt points in one request are too many", limit="max_prompts", value=self.settings.max_prompts)
-        check_inside(prompts, volume.shape)
 
 
 def _check_threshold(threshold: float) -> None:

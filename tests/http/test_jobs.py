@@ -224,12 +224,35 @@ def test_progress_as_events_and_the_end_of_a_broken_scan(app_client: TestClient,
         ({"prompts": ["liver"], "parameters": {"treshold": 0.4}}, 400, "no parameter 'treshold'; it has: threshold"),
         ({"prompts": ["liver"], "study_id": "some"}, 400, "of a study that is here already"),
         ({"prompts": ["liver"], "series_id": "some"}, 400, "says series_uid"),
+        ({"prompts": ["lungs"], "window": "wide"}, 400, "window must be width/level"),
+        ({"prompts": ["lungs"], "window": "400/40", "modality": "MR"}, 400, "goes with modality=CT"),
+        ({"prompts": ["lungs"], "window": "400/40"}, 415, "only the grey levels of a PNG or JPEG"),
+        ({"prompts": ["lungs"], "formats": ["dicom_seg"]}, 400, "a DICOM SEG needs a scan that came as DICOM"),
+        ({"prompts": ["lungs"], "formats": ["dicom_sr"]}, 400, "a DICOM report needs a scan that came as DICOM"),
+        ({"prompts": ["lungs"], "model": "geodesic"}, 400, "takes point, box, scribble, lasso, mask; no words"),
+        ({"prompts": [{"point": [1, 2, 3]}], "model": "tissue"}, 400, "takes text; no places"),
+        ({"prompts": [{"box": [1, 2, 3, 4, 5, 6]}] * 2, "model": "GMM+GraphCut"}, 400, "one box at most"),
+        ({"prompts": [{"point": [1, 2, -3]}]}, 400, "outside the image"),
+        ({"prompts": [{"text": "lungs", "positive": False}]}, 400, "a text says what is meant"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(app_client: TestClient, ct_nifti: bytes, job: dict[str, Any], status: int, words: str) -> None:
     answer = app_client.post("/api/v1/jobs", files={"file": ("a.nii.gz", ct_nifti)}, data={"job": json.dumps(job)})
     assert answer.status_code == status
     assert words in answer.json()["detail"]
+
+
+def test_a_place_outside_a_scan_that_is_known(app_client: TestClient, ct: Phantom, ct_nifti: bytes) -> None:
+    """Refused at once where the scan is decoded already; else by the job, in the same words."""
+    z, y, x = ct.volume.shape
+    inside, outside = {"prompts": [{"point": [x - 1, y - 1, z - 1]}], "formats": ["measurements"]}, {"prompts": [{"point": [x, 1, 1]}]}
+    words = f"lies outside the image, which has {x} x {y} x {z} voxels"
+    fresh = nifti.write(np.ascontiguousarray(ct.volume.array[:, ::-1]), ct.volume.grid)
+    failed = finished(app_client, submit(app_client, fresh, outside))
+    assert (failed["status"], failed["error_code"], words in failed["error"]) == ("failed", "prompt", True)
+    refused = app_client.post("/api/v1/jobs", files={"file": ("ct.nii.gz", fresh)}, data={"job": json.dumps(outside)})
+    assert (refused.status_code, words in refused.json()["detail"]) == (400, True)
+    assert finished(app_client, submit(app_client, fresh, inside))["status"] == "completed"
 
 
 def test_nothing_that_was_sent_is_passed_over(app_client: TestClient, ct_nifti: bytes) -> None:

@@ -92,7 +92,7 @@ async def infer(
         file = form.file("file")
         if model == "segmentation" and params.mode == "reset":
             # Nothing is decoded for it; without a file that was seen before, all of this client's work is dropped.
-            here.service.forget(owner, here.service.known(file) if file else None)
+            here.service.forget(owner, here.service.known(file.digest, file.suffix) if file else None)
             return JSONResponse({})
         if file is None:
             raise _no_image(image, session_id)

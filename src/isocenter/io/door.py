@@ -80,10 +80,19 @@ def kind_of(head: bytes, suffix: str = "") -> str | None:
     return "dicom" if dicom_header.looks_like(head) else None
 
 
+def kind_of_upload(upload: Upload) -> str | None:
+    """What an uploaded file is; nothing else of it is read."""
+    return _kind(Part(upload.size, file=upload.file, name=upload.name))
+
+
+def _kind(part: Part) -> str | None:
+    return kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+
+
 def _file(part: Part, limits: Limits, series_uid: str | None) -> Volume:
     if part.size == 0:
         raise InputError("the file is empty")
-    kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+    kind = _kind(part)
     if kind == "zip":
         with Walk(limits) as walk:
             return _parts(walk.parts(part), limits, series_uid)
@@ -99,7 +108,7 @@ def _parts(parts: Iterator[Part], limits: Limits, series_uid: str | None) -> Vol
     others: list[tuple[Part, str]] = []
     with dicom.Scan(limits) as scan:
         for part in parts:
-            kind = kind_of(part.read(0, _HEAD), os.path.splitext(part.name.lower())[1])
+            kind = _kind(part)
             if kind == "dicom":
                 scan.add(part)
             elif kind in ("nifti", "nrrd"):

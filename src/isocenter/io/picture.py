@@ -25,6 +25,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _MAX_PIXELS_A_BYTE = 8 * 1040
 #: A progressive JPEG has about ten scans; each costs a pass over the whole picture, however few bytes it has.
 _MAX_SCANS = 100
+NO_PICTURE = "only the grey levels of a PNG or JPEG can be mapped to Hounsfield units by a window"
 _BROKEN = "the picture is damaged or cut short"
 
 
@@ -108,7 +109,7 @@ def to_hounsfield(volume: Volume, window: str) -> Volume:
     A picture has no scale, and anatomy needs one: its longer side is taken as `FIELD_MM`.
     """
     if volume.source.format != "picture" or volume.dtype.kind != "u":
-        raise UnsupportedError("only the grey levels of a PNG or JPEG can be mapped to Hounsfield units by a window")
+        raise UnsupportedError(NO_PICTURE)
     width, level = _window(window)
     white = 2 ** (8 * volume.dtype.itemsize) - 1
     units = np.rint(level - width / 2 + volume.array.astype(np.float64) * (width / white))
@@ -118,6 +119,13 @@ def to_hounsfield(volume: Volume, window: str) -> Volume:
     spacing = FIELD_MM / max(volume.shape)
     array = np.clip(units, -32768, 32767).astype(np.int16)
     return Volume(array, (spacing, spacing, 1.0), modality="CT", unit="HU", source=source)
+
+
+def check_window(window: str, modality: str | None) -> None:
+    """Raise `UsageError` for a window that `to_hounsfield` does not take, or that does not go with a modality."""
+    if (modality or "CT").upper() != "CT":
+        raise UsageError("a window in Hounsfield units goes with modality=CT")
+    _window(window)
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -39,6 +39,7 @@ _DEFAULT_COLOUR = (128, 174, 128)
 _ONE_AT_A_TIME = threading.Lock()
 
 
+NO_DICOM = "a DICOM SEG needs a scan that came as DICOM; use .nii.gz or .seg.nrrd"
 #: What is read beside that of a first header when its patient is not to be named: when the study was, and where frames lie.
 _NAMELESS = (
     "StudyDate", "StudyTime", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -63,7 +64,7 @@ def one_at_a_time() -> threading.Lock:
 def refusal(volume: Volume) -> str | None:
     """Why a DICOM object cannot refer to a scan's slices; None where it can."""
     if volume.source.format != "dicom":
-        return "a DICOM SEG needs a scan that came as DICOM; use .nii.gz or .seg.nrrd"
+        return NO_DICOM
     if not volume.source.headers:
         return "the scan was resampled while it was read, so its slices are none that a DICOM SEG could refer to; use .nii.gz"
     return None
