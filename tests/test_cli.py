@@ -81,8 +81,9 @@ def test_serve_refuses_what_is_no_setting() -> None:
 
 def test_a_setting_that_makes_no_sense_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOCENTER_QUEUE_SIZE", "confidential")
-    for command in (["doctor"], ["serve"], ["convert", "-i", "a.nii", "-o", "b.nii"], ["segment", "-i", "a.nii", "--point", "1,1,1"]):
-        code, shown, said = run(*command)
+    typed = ("doctor", "serve", "clean", "worker", "models", "models info tissue", "convert -i a.nii -o b.nii", "segment -i a.nii --point 1,1,1")
+    for command in typed:
+        code, shown, said = run(*command.split())
         assert (code, shown) == (2, "")
         assert "queue" in said.lower()
         assert "confidential" not in said

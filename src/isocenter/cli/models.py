@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from isocenter.cli.console import emit, examples, fail, note, out, table, workin
 
 if TYPE_CHECKING:
     from isocenter.core.settings import Settings
+    from isocenter.models.registry import Registry
 
 EXAMPLES = (
     "isocenter models",
@@ -61,9 +63,9 @@ def list_(as_json: Json = False, everything: All = False) -> None:
 @app.command(epilog=examples(_INFO))
 def info(name: Annotated[str, typer.Argument(help="The model's name, as in the list.")], as_json: Json = False) -> None:
     """Tell all that is known of one model, installed or not."""
-    from isocenter.models import catalog, registry
+    from isocenter.models import catalog
 
-    here = registry.default()
+    here = _installed()
     text = next((t for t in here.texts if t.id == name), None)
     if name in here.specs:
         known = facts.of_spec(here.specs[name]) | facts.installation(here, name)
@@ -117,10 +119,9 @@ def verify(names: Annotated[list[str] | None, typer.Argument(help="Installed mod
     from rich.markup import escape
 
     from isocenter.core.errors import UnknownModelError
-    from isocenter.models import registry
     from isocenter.store import weights
 
-    folders = {folder.id: folder for folder in facts.folders(registry.default())}
+    folders = {folder.id: folder for folder in facts.folders(_installed())}
     if unknown := [name for name in names or () if name not in folders]:
         raise UnknownModelError(f"'{unknown[0][:60]}' is not installed here; installed are: {', '.join(folders) or 'none'}")
     checked = []
@@ -154,12 +155,11 @@ def add(
 ) -> None:
     """Make a network of your own a served model; it is copied, and loaded once to see that it fits."""
     from isocenter.cli._installing import watching
-    from isocenter.models import registry
     from isocenter.models._catalog.add import add as install_own
 
     with watching(quiet=as_json) as watch:
         done = install_own(path, home(), name=name, config=config, family=family, replace_old=replace, watch=watch)
-    registry.default().refresh()
+    _installed().refresh()
     if as_json:
         emit({"id": done.entry.id, "family": done.entry.family, "folder": str(done.folder)})
     else:
@@ -173,10 +173,9 @@ def remove(
 ) -> None:
     """Delete installed models, and what an installation that did not end has left."""
     from isocenter.core.errors import UnknownModelError, UsageError
-    from isocenter.models import registry
     from isocenter.store import weights
 
-    here = registry.default()
+    here = _installed()
     for model in names:
         folder = next((f for f in facts.folders(here) if f.id == model), None)
         if folder is not None and folder.path.parent != home():
@@ -190,20 +189,29 @@ def remove(
         note(f"'{model}' is removed; {facts.size(freed)} are free again")
 
 
-def home() -> Path:
-    """The folder that models are installed in."""
+def _installed() -> Registry:
+    """What is installed here. Wrong settings are refused, as by every other command; where nothing is set, nothing is imported to see it."""
     from isocenter.models import registry
 
-    return registry.default().places[-1]
+    if os.path.isfile(".env") or any(name.startswith("ISOCENTER_") and name != "ISOCENTER_HOME" for name in os.environ):
+        from isocenter.cli.chosen import settings
+
+        settings()
+    return registry.default()
+
+
+def home() -> Path:
+    """The folder that models are installed in."""
+    return _installed().places[-1]
 
 
 def show(as_json: bool, everything: bool) -> None:
     """Print the list."""
     from rich.markup import escape
 
-    from isocenter.models import catalog, registry
+    from isocenter.models import catalog
 
-    here = registry.default()
+    here = _installed()
     texts = [facts.of_text(t.id, t.entry) for t in here.texts]
     broken = [facts.of_broken(here, name) for name in here.broken]
     ready = [facts.of_spec(spec) for spec in here.specs.values()]
