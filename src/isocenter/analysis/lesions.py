@@ -130,15 +130,18 @@ def neighbours(mask: NDArray[Any], label: int, box: tuple[slice, slice, slice], 
     return {int(value) for value in np.unique(crop[near])}
 
 
-def measure_lesion(inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid, image: Volume | None = None) -> LesionSize:
+def measure_lesion(
+    inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid, image: Volume | None = None, *, lines: Diameters | None = None
+) -> LesionSize:
     """Measure one lesion. inside: its mask within `box` (slices z, y, x of the grid). image: for intensities, on that grid.
+    lines: its diameters, where they are not the mask's.
 
     Raises `GeometryError` for an empty mask, and when the image lies on another grid.
     """
     if image is not None and not image.grid.same_as(grid):
         raise GeometryError("the mask's grid is not the image's; resample it to the image first")
     first: Index = (box[0].start, box[1].start, box[2].start)
-    lines = diameters(inside, grid, first=first)
+    lines = lines or diameters(inside, grid, first=first)
     shape = surface(inside, grid)
     if lines is None or shape is None:
         raise GeometryError("an empty mask has no size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,18 +57,11 @@ def merge(parts: Sequence[Part], names: Sequence[str], scan: Volume) -> Merged:
     for number, (box, inside) in enumerate(parts, start=1):
         owner[within(box, around)][inside] = number
     whole = owner != 0
-    size = measure_lesion(whole, (z, y, x), scan.grid, scan)
-    lines = diameters(_bridged(owner, size.plane), scan.grid, first=(z.start, y.start, x.start), plane=size.plane)
+    first = (z.start, y.start, x.start)
+    lines = diameters(whole, scan.grid, first=first)
     if lines is not None:
-        size = replace(
-            size,
-            longest_mm=lines.longest.length_mm,
-            short_axis_mm=lines.short.length_mm,
-            who_product_mm2=lines.product_mm2,
-            longest_ends=lines.longest.ends,
-            short_ends=lines.short.ends,
-            slice_index=lines.slice_index,
-        )
+        lines = diameters(_bridged(owner, lines.plane), scan.grid, first=first, plane=lines.plane)
+    size = measure_lesion(whole, (z, y, x), scan.grid, scan, lines=lines)
     vector = appearance.vector(whole, (z, y, x), size, scan)
     return Merged(tuple(names[1:]), size, tuple(float(v) for v in vector))
 

@@ -82,12 +82,13 @@ def _judge(visit: Visit, state: Status, sums: Sums) -> tuple[Category, Category 
     targets = _targets(start, total, fall, grown)
     if reasons:
         return Category.PD, targets, reasons
-    if targets is None:
-        return Category.NE, None, ["no measurable enhancing disease at baseline: at best stable (page 1967)"]
     if targets is Category.NE:
         return Category.NE, targets, ["the enhancing area is not known"]
     steady = state.flair in (Trend.STABLE, Trend.BETTER) and state.clinical in (Trend.STABLE, Trend.BETTER)
     gone = visit.non_targets in (NonTargets.NONE, NonTargets.CR)
+    if targets is None:
+        known = steady and visit.non_targets is not NonTargets.NE
+        return Category.SD if known else Category.NE, None, ["no measurable enhancing disease at baseline: at best stable (page 1967)"]
     if targets is Category.CR and steady and state.no_steroids and gone:
         return Category.CR, targets, ["no enhancement, T2/FLAIR and clinical state stable or better, no steroids (table 4)"]
     if targets in (Category.CR, Category.PR) and steady and (state.no_steroids or state.steroids in (Trend.STABLE, Trend.BETTER)):
