@@ -115,3 +115,33 @@ def test_a_response_near_its_limit_is_a_matter_of_chance() -> None:
 def test_no_size_has_no_error(wrong: float) -> None:
     with pytest.raises(UsageError):
         of_diameter(wrong, (1, 1, 1))
+
+
+def test_probabilities_of_a_category_are_its_frequencies() -> None:
+    """Simulated patients with known sizes, measured with their errors: of visits given a category with 30 %, 30 % truly have it."""
+    rng = np.random.default_rng(11)
+    said: list[float] = []
+    true: list[bool] = []
+    label: list[float] = []
+    error = ScanError()
+    for _ in range(220):
+        start = rng.uniform(12, 40, 3)
+        sizes = [start, start * rng.uniform(0.45, 1.35), start * rng.uniform(0.45, 1.35)]
+        real, seen = (
+            [Visit(60.0 * k, {n: measured(float(s)) for n, s in zip("abc", row, strict=True)}) for k, row in enumerate(rows)]
+            for rows in (sizes, [s + error.at(s) * rng.standard_normal(3) for s in sizes])
+        )
+        found = probabilities(seen[0], seen[1:], lambda name, size: error.at(size), recist.respond, draws=60)
+        for chances, truth, shown in zip(found, recist.respond(real[0], real[1:]), recist.respond(seen[0], seen[1:]), strict=True):
+            assert sum(chances.values()) == pytest.approx(1)
+            for category in (Category.PR, Category.SD, Category.PD):
+                said.append(chances.get(category, 0.0))
+                true.append(truth.category is category)
+                label.append(float(shown.category is category))
+    p, hit = np.array(said), np.array(true)
+    for low, high in ((0.0, 0.1), (0.1, 0.35), (0.35, 0.65), (0.65, 0.9), (0.9, 1.01)):
+        some = (p >= low) & (p < high)
+        assert some.sum() > 60
+        assert float(hit[some].mean()) == pytest.approx(float(p[some].mean()), abs=0.1), (low, high)
+    # Better than the bare label (Brier, Mon Weather Rev 78:1, 1950).
+    assert float(((p - hit) ** 2).mean()) < 0.8 * float(((np.array(label) - hit) ** 2).mean())
