@@ -88,7 +88,7 @@ def test_corrections_of_a_file_and_of_the_study(study: Path) -> None:
         pytest.param([{**MERGE, "other": ["day-0", "lesion-9"]}], "correction 1 .merge.: there is no such lesion", id="a lesion that is not there"),
         pytest.param([{**MERGE, "other": ["day-60", "lesion-1"]}], "only lesions of one visit are merged", id="over two visits"),
         pytest.param([*OTHERS, {"action": "link", "lesion": ["day-0", "lesion-1"]}], "correction 4 .link.: say with which", id="half a link"),
-        pytest.param([{"action": "bless", "lesion": ["day-0", "lesion-1"]}], "there are: link, unlink, merge", id="another action"),
+        pytest.param([{"action": "bless", "lesion": ["day-0", "lesion-1"]}], "there are: link, unlink, split", id="another action"),
     ],
 )
 def test_what_cannot_be_meant_is_named_by_its_place(study: Path, said: list[dict[str, Any]], words: str) -> None:

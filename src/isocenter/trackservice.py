@@ -103,6 +103,8 @@ def track(
         patient,
         corrected,
         corrections=holds.links,
+        regroupings=holds.regroupings,
+        inevaluable=holds.inevaluable,
         roles=holds.roles,
         population=population,
         immunotherapy=options.immunotherapy,

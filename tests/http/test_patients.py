@@ -189,7 +189,7 @@ def test_corrections_are_versions_and_the_case_follows(client: TestClient, patie
         ({"action": "measurement", "lesion": ["visit-1", "lesion-1"], "figures": {"weight": 1}}, 400),
         ({"action": "delete", "lesion": ["visit-1", "lesion-1"], "version": 0}, 409),
         ({"action": "undelete", "lesion": ["visit-1", "lesion-1"]}, 409),
-        ({"action": "delete"}, 422),
+        ({"action": "delete"}, 400),
         ({"action": "delete", "lesion": ["visit-1", "lesion-1"], "also": 1}, 422),
     ],
 )

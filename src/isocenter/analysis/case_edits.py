@@ -6,14 +6,14 @@ Lesions are named by visit and id, as they were measured; names of tracks (L1, L
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from isocenter.analysis.case import Found, MeasuredVisit
 from isocenter.analysis.lesions import LesionSize
 from isocenter.analysis.merge import Merged
-from isocenter.analysis.tracking.graph import Correction, LesionGraph, Node
+from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, Regrouping
 from isocenter.core.errors import NotFoundError, UsageError
 from isocenter.core.patient import TherapyEvent
 
@@ -28,7 +28,8 @@ class Edits:
 
     links: two lesions are the same, or are not. names: what the track of a lesion is called. roles: targets and
     non-targets. measured: figures that a person set, in place of the computed ones. removed: lesions that are none. merged: a lesion
-    that others of its visit are parts of.
+    that others of its visit are parts of. regroupings: what a lesion became, or came from. inevaluable: visits, each with a lesion
+    (of any visit) that could not be assessed there. assessments: by visit, what a reader says of it, `new_lesions` included.
     """
 
     links: tuple[Correction, ...] = ()
@@ -38,6 +39,9 @@ class Edits:
     removed: frozenset[Node] = frozenset()
     therapies: tuple[TherapyEvent, ...] = ()
     merged: Mapping[Node, Merged] = field(default_factory=dict)
+    regroupings: tuple[Regrouping, ...] = ()
+    inevaluable: frozenset[tuple[str, Node]] = frozenset()
+    assessments: Mapping[str, Mapping[str, str | bool]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the same for the same decisions."""
@@ -49,6 +53,11 @@ class Edits:
             "removed": [list(node) for node in sorted(self.removed)],
             "therapies": [asdict(t) for t in self.therapies],
             "merged": [[*node, merged.as_dict()] for node, merged in sorted(self.merged.items(), key=lambda item: item[0])],
+            "regroupings": [
+                {"event": str(r.event), "whole": list(r.whole), "parts": [list(p) for p in r.parts], "author": r.author} for r in self.regroupings
+            ],
+            "inevaluable": [[at, *node] for at, node in sorted(self.inevaluable)],
+            "assessments": {visit: dict(said) for visit, said in sorted(self.assessments.items())},
         }
 
     @classmethod
@@ -62,6 +71,12 @@ class Edits:
             removed=frozenset(_node(n) for n in data.get("removed", ())),
             therapies=tuple(TherapyEvent(**t) for t in data.get("therapies", ())),
             merged={(v, lesion): Merged.of(merged) for v, lesion, merged in data.get("merged", ())},
+            regroupings=tuple(
+                Regrouping(Event(r["event"]), _node(r["whole"]), tuple(_node(p) for p in r["parts"]), str(r["author"]))
+                for r in data.get("regroupings", ())
+            ),
+            inevaluable=frozenset((str(at), (str(v), str(lesion))) for at, v, lesion in data.get("inevaluable", ())),
+            assessments={str(visit): dict(said) for visit, said in data.get("assessments", {}).items()},
         )
 
     # One decision more. Each raises `UsageError` for what cannot be meant.
@@ -76,7 +91,36 @@ class Edits:
                 return True
             return same and c.same and (c.before[0], c.after[0]) == (before[0], after[0]) and (c.before == before or c.after == after)
 
-        return replace(self, links=(*(c for c in self.links if not contradicted(c)), Correction(before, after, same, author)))
+        kept = tuple(r for r in self.regroupings if not _disputed(r, before, after, same))
+        return replace(self, links=(*(c for c in self.links if not contradicted(c)), Correction(before, after, same, author)), regroupings=kept)
+
+    def regrouped(self, one: Regrouping) -> Edits:
+        """A lesion became several, or came from several. What was said of these lesions and contradicts it is forgotten."""
+        here = {one.whole, *one.parts}
+        kept = tuple(r for r in self.regroupings if r.visits != one.visits or not here & {r.whole, *r.parts})
+        links = tuple(c for c in self.links if not _disputed(one, c.before, c.after, c.same))
+        return replace(self, regroupings=(*kept, one), links=links)
+
+    def ungrouped(self, event: Event, whole: Node) -> Edits:
+        """What was said of a lesion's parts is taken back. Raises `NotFoundError` where nothing was."""
+        kept = tuple(r for r in self.regroupings if (r.event, r.whole) != (event, whole))
+        if len(kept) == len(self.regroupings):
+            raise NotFoundError(f"nobody said that this lesion {'became' if event is Event.SPLIT else 'came from'} several")
+        return replace(self, regroupings=kept)
+
+    def unassessed(self, at: str, node: Node) -> Edits:
+        """A lesion could not be assessed at a visit."""
+        return replace(self, inevaluable=self.inevaluable | {(at, node)})
+
+    def assessed(self, said: Collection[tuple[str, Node]]) -> Edits:
+        """Lesions could be assessed after all."""
+        return replace(self, inevaluable=self.inevaluable - set(said))
+
+    def judged(self, visit: str, said: Mapping[str, str | bool | None]) -> Edits:
+        """What a reader says of a visit; None takes one thing back."""
+        now = {k: v for k, v in {**self.assessments.get(visit, {}), **said}.items() if v is not None}
+        kept = {name: told for name, told in self.assessments.items() if name != visit}
+        return replace(self, assessments={**kept, visit: now} if now else kept)
 
     def named(self, node: Node, name: str) -> Edits:
         """The track of a lesion has a name; an empty one takes it away."""
@@ -144,6 +188,13 @@ class Edits:
         return replace(self, therapies=kept)
 
 
+def _disputed(one: Regrouping, before: Node, after: Node, same: bool) -> bool:
+    """Whether a link contradicts a regrouping: it says that the whole is no such part, or that one of them is another lesion."""
+    earlier, later = ((one.whole,), one.parts) if one.event is Event.SPLIT else (one.parts, (one.whole,))
+    within = before in earlier and after in later
+    return within if not same else not within and (before in earlier or after in later)
+
+
 def _node(pair: Sequence[Any]) -> Node:
     visit, lesion = pair
     return str(visit), str(lesion)
@@ -151,7 +202,16 @@ def _node(pair: Sequence[Any]) -> Node:
 
 def edited(visits: Sequence[MeasuredVisit], edits: Edits) -> list[MeasuredVisit]:
     """The measured visits as people corrected them. Decisions about lesions that are not there (any more) change nothing."""
-    return [_edited(visit, edits) for visit in visits]
+    return [_judged(_edited(visit, edits), edits.assessments.get(visit.timepoint.timepoint_id, {})) for visit in visits]
+
+
+def _judged(visit: MeasuredVisit, said: Mapping[str, str | bool]) -> MeasuredVisit:
+    """A visit with what a reader says of it, in place of what came with its scan."""
+    if not said:
+        return visit
+    new = said.get("new_lesions", visit.new_lesions)
+    words = {name: str(value) for name, value in said.items() if name != "new_lesions"}
+    return replace(visit, new_lesions=None if new is None else bool(new), assessment={**visit.assessment, **words})
 
 
 def _edited(visit: MeasuredVisit, edits: Edits) -> MeasuredVisit:
@@ -217,8 +277,23 @@ def check(visits: Sequence[MeasuredVisit], edits: Edits, node: Node) -> None:
 def effective(visits: Sequence[MeasuredVisit], edits: Edits) -> Edits:
     """`edits` without what concerns lesions that are not there (any more); nothing of it is forgotten. visits: as `edited` has them."""
     nodes = {(v.timepoint.timepoint_id, f.id) for v in visits for f in v.found or ()}
-    links = tuple(c for c in edits.links if c.before in nodes and c.after in nodes)
-    return replace(edits, links=links, roles={n: r for n, r in edits.roles.items() if n in nodes})
+    links = [c for c in edits.links if c.before in nodes and c.after in nodes]
+    regroupings = []
+    for one in edits.regroupings:
+        parts = tuple(p for p in one.parts if p in nodes)
+        if one.whole in nodes and len(parts) > 1:
+            regroupings.append(replace(one, parts=parts))
+        elif one.whole in nodes and parts:  # the only one that is left is the lesion itself
+            before, after = (one.whole, parts[0]) if one.event is Event.SPLIT else (parts[0], one.whole)
+            if not any(c.same and (c.before, c.after) == (before, after) for c in links):
+                links.append(Correction(before, after, True, one.author))
+    return replace(
+        edits,
+        links=tuple(links),
+        roles={n: r for n, r in edits.roles.items() if n in nodes},
+        regroupings=tuple(regroupings),
+        inevaluable=frozenset((at, n) for at, n in edits.inevaluable if n in nodes),
+    )
 
 
 def in_order(visits: Sequence[MeasuredVisit], one: Node, other: Node) -> tuple[Node, Node]:

@@ -7,6 +7,7 @@ from typing import Any
 from isocenter.analysis.case import Case
 from isocenter.analysis.case_growth import TrackGrowth
 from isocenter.analysis.response.visit import Response
+from isocenter.core.patient import Lesion
 
 
 def as_dict(case: Case) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def as_dict(case: Case) -> dict[str, Any]:
         "non_targets": list(case.non_targets),
         "graph": case.graph.as_dict(),
         "names": dict(case.names),
+        "not_evaluable": [{"timepoint_id": k.timepoint_id, "track": k.track, "lesion_id": k.lesion_id or None} for k in _not_evaluable(case)],
         "response": _responses(case),
         "best_overall_response": str(case.best_overall) if case.best_overall else None,
         "best_overall_response_unconfirmed": str(case.best_seen) if case.best_seen else None,
@@ -40,6 +42,11 @@ def as_dict(case: Case) -> dict[str, Any]:
         "growth": [growth_dict(g) for g in case.growth],
         "notes": list(case.notes),
     }
+
+
+def _not_evaluable(case: Case) -> list[Lesion]:
+    order = {v.timepoint.timepoint_id: n for n, v in enumerate(case.visits)}
+    return sorted((*(k for k in case.lesions if not k.evaluable), *case.unseen), key=lambda k: (order[k.timepoint_id], k.track))
 
 
 def _responses(case: Case) -> dict[str, list[dict[str, Any]]]:

@@ -49,6 +49,7 @@ class _Seen:
     parts: Mapping[str, set[str]]
     into: Mapping[str, str]
     nodes: frozenset[str]
+    blind: frozenset[tuple[str, str]] = frozenset()
 
 
 def check(criteria: Iterable[str]) -> None:
@@ -67,13 +68,17 @@ def respond(
     non_targets: tuple[str, ...],
     therapies: Sequence[TherapyEvent] = (),
     criteria: frozenset[str] = frozenset(),
+    blind: frozenset[tuple[str, str]] = frozenset(),
 ) -> Judged:
-    """The response at every visit after the baseline. criteria: of `CRITERIA`, beside RECIST 1.1 and volumes. Raises `UsageError` for others."""
+    """The response at every visit after the baseline. criteria: of `CRITERIA`, beside RECIST 1.1 and volumes; `UsageError` for others.
+
+    blind: visit and track of what could not be assessed there.
+    """
     check(criteria)
     notes: list[str] = []
     later = [v for v in visits if v.timepoint.day > baseline.timepoint.day]
     nodes = frozenset(lesion.track for lesion in lesions if lesion.is_node and lesion.track in targets)
-    seen = _Seen(baseline, graph, lesions, targets, non_targets, split_off(graph), merged_into(graph), nodes)
+    seen = _Seen(baseline, graph, lesions, targets, non_targets, split_off(graph), merged_into(graph), nodes, blind)
     baseline_sd = _sum_sd(seen, baseline) if targets else None
     if not later:
         return Judged(baseline_sd_mm=baseline_sd, notes=("one visit only: there is no response, growth or forecast to tell yet",))
@@ -163,8 +168,13 @@ def _targets(seen: _Seen, visit: MeasuredVisit, value: str | None) -> dict[str, 
     if visit.found is None:
         return dict.fromkeys(seen.targets, NOT_EVALUATED)
     here = {lesion.track: lesion for lesion in seen.lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
+    blind = {track for name, track in seen.blind if name == visit.timepoint.timepoint_id}
     states = {}
     for target in seen.targets:
+        # A sum with a lesion that nobody could assess is not known (section 4.4.2), nor is it with a part of one.
+        if blind & {target, *seen.parts.get(target, ())}:
+            states[target] = NOT_EVALUATED
+            continue
         sizes = [getattr(here[t], value or ("short_axis_mm" if here[t].is_node else "longest_mm")) for t in _of(seen, target, here)]
         states[target] = measured(sum(sizes)) if sizes and None not in sizes else NOT_EVALUATED if sizes else ABSENT
     return states
@@ -173,7 +183,8 @@ def _targets(seen: _Seen, visit: MeasuredVisit, value: str | None) -> dict[str, 
 def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, NonTargets]:
     """Whether there are new lesions, and the state of all non-targets; what a person said of either comes first."""
     here = {lesion.track: lesion for lesion in seen.lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
-    fresh = [lesion for lesion in here.values() if _began_new(lesion.track, seen.graph)]
+    # What cannot be assessed is not unequivocally new; it is judged when it can (section 4.3.5).
+    fresh = [lesion for lesion in here.values() if lesion.evaluable and _began_new(lesion.track, seen.graph)]
     new = visit.new_lesions
     if new is None:
         new = any(_extent(lesion) >= NEW_MM for lesion in fresh)
@@ -185,7 +196,7 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
         return new, NonTargets(said)
     if not seen.non_targets:
         return new, NonTargets.NONE
-    if visit.found is None:
+    if visit.found is None or any((visit.timepoint.timepoint_id, track) in seen.blind for track in seen.non_targets):
         return new, NonTargets.NE
     # Nodes are normal below 10 mm, and their disease is gone (section 4.3.3).
     left = [here[t] for t in seen.non_targets if t in here and not (here[t].is_node and _extent(here[t]) < recist.NODE_NORMAL_MM)]

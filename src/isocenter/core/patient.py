@@ -15,6 +15,14 @@ from typing import Any
 from isocenter.core.errors import UsageError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TRENDS = ("better", "stable", "worse")
+#: What a person may say of a visit, and in which words: of the non-targets (RECIST 1.1), and what RANO asks beside the images.
+ASSESSMENT = {
+    "non_targets": ("CR", "NON-CR/NON-PD", "PD", "NE"),
+    "flair": _TRENDS,
+    "clinical": _TRENDS,
+    "steroids": (*_TRENDS, "none"),
+}
 
 
 def check_id(text: str, what: str) -> str:
@@ -58,6 +66,7 @@ class Lesion:
 
     centroid_lps_mm: in that visit's scan. longest_ends, short_ends: voxel positions (x, y, z) for drawing. sd_mm: standard
     deviation of the longest diameter. track: the name under which it is followed. method: "model", "given" or "clicks".
+    evaluable: False where a reader could not assess it at this visit; it has no figures then, and no `lesion_id` where the mask has none there.
     """
 
     lesion_id: str
@@ -87,6 +96,7 @@ class Lesion:
     is_new: bool = False
     method: str = "model"
     confidence: float | None = None
+    evaluable: bool = True
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,8 +126,9 @@ class TherapyEvent:
 class Decision:
     """One correction of a reader. Lesions are (visit, lesion) as they were measured.
 
-    action: of `analysis.decisions.ACTIONS`. other: of a link or a merger. name: of a renaming. target: of a role, None for what the
-    rules say. figures: of a measurement.
+    action: of `analysis.decisions.ACTIONS`. other: of a link or a merger. others: what a lesion became or came from. name: of a
+    renaming. target: of a role, None for what the rules say. figures: of a measurement. at: the visit at which a lesion is not
+    evaluable, or that is assessed. assessment: what a reader says of a visit.
     """
 
     action: str
@@ -126,6 +137,9 @@ class Decision:
     name: str | None = None
     target: bool | None = None
     figures: Mapping[str, float | None] | None = None
+    others: tuple[tuple[str, str], ...] = ()
+    at: str | None = None
+    assessment: Mapping[str, str | bool | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _VERSION = "2"
 
 def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET) -> None:
     """A file for each visit with a scan; one that was made from the same measurements and treatments stays."""
-    rows = followed(case.visits, case.lesions)
+    rows = followed(case.visits, case.lesions, case.inevaluable)
     names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     for k, name in enumerate(names, start=1):
         sizes = [(day, [(k.track, k.volume_mm3, k.sd_mm) for k in lesions]) for day, lesions in rows[:k]]
@@ -36,7 +36,7 @@ def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET
 
 def told_at(case: Case, count: int, population: Population = BROAD) -> tuple[tuple[str, ...], tuple[TrackGrowth, ...]]:
     """The first `count` visits with a scan, and growth and forecast by these alone: of all lesions together, then of each track seen by then."""
-    rows = followed(case.visits, case.lesions)[:count]
+    rows = followed(case.visits, case.lesions, case.inevaluable)[:count]
     here = {lesion.track for _, lesions in rows for lesion in lesions}
     names = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     tracks = [t for t in case.graph.tracks if t in here]

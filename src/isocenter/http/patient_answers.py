@@ -107,11 +107,18 @@ class Correction(Strict):
     """One decision of a reader about a case."""
 
     action: str = Field(max_length=32, description=f"One of: {', '.join(ACTIONS)}.")
-    lesion: Node
+    lesion: Node | None = Field(None, description="[timepoint_id, lesion_id]; all but `assess` are of a lesion.")
     other: Node | None = Field(None, description="The other lesion of a link, or the one that is merged into `lesion`.")
     name: str | None = Field(None, max_length=100, description="For rename; empty takes the name away.")
     target: bool | None = Field(None, description="For role: a target, not a target, or null for what the rules say.")
     figures: dict[str, float | None] | None = Field(None, description="For measurement: longest_mm, short_axis_mm, volume_mm3; null undoes.")
+    others: list[Node] = Field(
+        default_factory=list, max_length=50, description="For split: all that `lesion` became at the next visit; for coalesce: all that it came from."
+    )
+    at: str | None = Field(None, pattern=_ID, description="A visit. For not_evaluable and evaluable, by default the lesion's own; for assess.")
+    assessment: dict[str, str | bool | None] | None = Field(
+        None, description="For assess: new_lesions, non_targets, flair, clinical, steroids; null takes one back."
+    )
     reason: str = Field("", max_length=500)
     version: int | None = Field(None, ge=0, le=2**31 - 1, description="The version that was seen; 409 where it is not the newest any more.")
 
@@ -214,6 +221,7 @@ def measurement_answer(lesion: Lesion, known: Known) -> dict[str, Any]:
         "volume_mm3": lesion.volume_mm3,
         "sd_mm": lesion.sd_mm,
         "reliability": lesion.reliability,
+        "evaluable": lesion.evaluable,
         "method": "manual" if figures else "auto",
         "reviewer": "reader" if figures else None,
         "metadata": {"found_by": lesion.method, "reasons": dict(lesion.reasons)},
@@ -225,7 +233,16 @@ def response_answer(case: Case, criteria: Sequence[str] = ()) -> dict[str, Any]:
     from isocenter.analysis.case_json import as_dict
 
     told = as_dict(case)
-    names = ("targets", "non_targets", "response", "best_overall_response", "best_overall_response_unconfirmed", "response_probabilities", "notes")
+    names = (
+        "targets",
+        "non_targets",
+        "not_evaluable",
+        "response",
+        "best_overall_response",
+        "best_overall_response_unconfirmed",
+        "response_probabilities",
+        "notes",
+    )
     answer = {name: told[name] for name in names}
     return {**answer, "response": {name: rows for name, rows in told["response"].items() if not criteria or name in criteria}}
 

@@ -215,10 +215,10 @@ async def corrections(twins: Twins, patient_id: PatientId, skip: Skip = 0, limit
 
 @router.post("/corrections", status_code=201)
 async def correct(twins: Twins, who: Asker, patient_id: PatientId, asked: Correction) -> dict[str, Any]:
-    """Correct the case: link or unlink lesions, merge those that are parts of one, name them, make them targets or not, set a
-    figure, delete what is no lesion.
+    """Correct the case: link or unlink lesions, say what one became or came from, merge those that are parts of one, name them, make
+    them targets or not, set a figure, say what could not be assessed, delete what is no lesion.
     """
-    change = Change(asked.action, asked.lesion, asked.other, asked.name, asked.target, asked.figures)
+    change = Change(asked.action, asked.lesion, asked.other, asked.name, asked.target, asked.figures, tuple(asked.others), asked.at, asked.assessment)
     return version_answer(await asyncio.to_thread(lambda: twins.correct(patient_id, change, who, reason=asked.reason, base=asked.version)))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from isocenter.core.errors import InputError, LimitError, UnsupportedError
-from isocenter.core.patient import Decision, TherapyEvent, check_id
+from isocenter.core.patient import ASSESSMENT, Decision, TherapyEvent, check_id
 from isocenter.core.settings import Limits
 from isocenter.io import dicom_header, dicom_image, door
 from isocenter.io.archive import Part, Spool
@@ -28,16 +28,7 @@ _MOST_JSON = 4 * 1024 * 1024
 _HEAD = 4096
 _MOST_NAME = 100
 _MOST_DAYS = 100_000
-
-
-_TRENDS = ("better", "stable", "worse")
-#: What a person may say of a visit, and in which words: of the non-targets (RECIST 1.1), and what RANO asks beside the images.
-ASSESSMENT = {
-    "non_targets": ("CR", "NON-CR/NON-PD", "PD", "NE"),
-    "flair": _TRENDS,
-    "clinical": _TRENDS,
-    "steroids": (*_TRENDS, "none"),
-}
+_MOST_OTHERS = 50
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class VisitFiles:
     """Where one visit's scan is. image: a file or a DICOM folder, None for a visit without a scan; series_uid within it.
 
     mask: a label map on the image's grid. clicks: one list of voxel positions (x, y, z) for each lesion.
-    boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions. assessment: what no image says, by `ASSESSMENT`.
+    boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions. assessment: what no image says, by `core.patient.ASSESSMENT`.
     """
 
     id: str
@@ -196,18 +187,25 @@ def _decisions(rows: list[dict[str, Any]]) -> tuple[Decision, ...]:
 
 
 def _decision(k: int, row: dict[str, Any]) -> Decision:
-    allowed = {"action", "lesion", "other", "name", "target", "figures", "reason"}
+    allowed = {"action", "lesion", "other", "others", "name", "target", "figures", "at", "assessment", "reason"}
     if not isinstance(row, dict) or not isinstance(row.get("action"), str) or set(row) - allowed:
         raise InputError(f"correction {k}: it has an action, and of {', '.join(sorted(allowed - {'action'}))} what that needs")
-    pairs = [row.get("lesion"), row.get("other")]
+    others = row.get("others", [])
+    if not isinstance(others, list) or len(others) > _MOST_OTHERS:
+        raise InputError(f"correction {k}: others is a list of at most {_MOST_OTHERS} lesions")
+    pairs = [row.get("lesion"), row.get("other"), *others]
     if not all(pair is None or (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)) for pair in pairs):
         raise InputError(f'correction {k}: a lesion is named as ["visit", "lesion"], as measurements.csv has them')
     name, target, figures = row.get("name"), row.get("target"), row.get("figures")
     numbers = figures is None or (isinstance(figures, dict) and all(v is None or isinstance(v, int | float) for v in figures.values()))
     if not (name is None or isinstance(name, str)) or not (target is None or isinstance(target, bool)) or not numbers:
         raise InputError(f"correction {k}: a name is text, a target true, false or null, and figures are numbers by name")
-    lesion, other = (None if pair is None else (pair[0], pair[1]) for pair in pairs)
-    return Decision(row["action"], lesion, other, name, target, figures)
+    at, said = row.get("at"), row.get("assessment")
+    told = said is None or (isinstance(said, dict) and all(v is None or isinstance(v, str | bool) for v in said.values()))
+    if not (at is None or isinstance(at, str)) or not told or None in others:
+        raise InputError(f"correction {k}: at is a visit, an assessment is words by name, and others are lesions")
+    lesion, other, *parts = (None if pair is None else (pair[0], pair[1]) for pair in pairs)
+    return Decision(row["action"], lesion, other, name, target, figures, tuple(p for p in parts if p is not None), at, said)
 
 
 def _names(rows: list[list[str]], known: set[str]) -> dict[tuple[str, str], str]:

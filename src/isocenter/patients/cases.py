@@ -130,6 +130,8 @@ class Cases:
             Patient(patient.id, tuple(v.timepoint for v in visits), edits.therapies),
             visits,
             corrections=holds.links,
+            regroupings=holds.regroupings,
+            inevaluable=holds.inevaluable,
             roles=holds.roles,
             criteria=asked,
             growing=False,
@@ -145,7 +147,7 @@ class Cases:
         """Growth and forecast of one track, or of all lesions together. Raises `NotFoundError`."""
         if track != TOTAL and track not in case.graph.tracks:
             raise NotFoundError("there is no such track")
-        return grow_one(followed(case.visits, case.lesions), track, case.patient.therapies, graph=case.graph)
+        return grow_one(followed(case.visits, case.lesions, case.inevaluable), track, case.patient.therapies, graph=case.graph)
 
     def growth_at(self, case: Case, timepoint_id: str) -> tuple[tuple[str, ...], tuple[TrackGrowth, ...]]:
         """The visits up to one, and the growth of all lesions together and of each track as it could be told there.
@@ -175,5 +177,5 @@ class Cases:
     def whole(self, known: Known) -> Case:
         """The case with growth of every track and all scenarios of the total, for reports and narratives."""
         case = known.case
-        growth = grow(followed(case.visits, case.lesions), case.graph.tracks, case.patient.therapies, graph=case.graph)
+        growth = grow(followed(case.visits, case.lesions, case.inevaluable), case.graph.tracks, case.patient.therapies, graph=case.graph)
         return replace(case, growth=growth)

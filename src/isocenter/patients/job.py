@@ -60,7 +60,7 @@ SOURCE = "source"
 class VisitFacts:
     """What a client says of one scan. clicks: voxels (x, y, z), a list a lesion. replace: a visit of this id is made anew.
 
-    assessment: what no image says, by `io.visits.ASSESSMENT`.
+    assessment: what no image says, by `core.patient.ASSESSMENT`.
     """
 
     timepoint_id: str | None = None

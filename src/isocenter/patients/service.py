@@ -193,7 +193,7 @@ class Patients:
             return edits.with_therapy(change.therapy), {"therapy": asdict(change.therapy)}
         if change.action == "delete_therapy" and change.therapy_id is not None:
             return edits.without_therapy(change.therapy_id), {"therapy_id": change.therapy_id}
-        measured = self.cases.known(patient_id).visits if change.lesion is not None else ()
+        measured = self.cases.known(patient_id).visits
         together = merging.together(self.records, self.backend.objects, self.service.settings, patient_id)
         return decisions.decide(edits, change, measured, together, who.user_id), decisions.told(change)
 

@@ -65,7 +65,9 @@ def choose_targets(candidates: Sequence[Candidate], said: Mapping[str, bool] | N
         organ = "lymph nodes" if lesion.node else lesion.organ.strip().lower()
         room = len(chosen) < MOST_TARGETS and organs[organ] < MOST_PER_ORGAN
         if lesion.id in wanted and not (lesion.measurable and room):
-            why = "five targets, and two an organ, are the most (section 4.2)" if lesion.measurable else "it is too small to measure (section 3.1.1)"
+            size = lesion.short_axis_mm if lesion.node else lesion.longest_mm
+            small = "it is too small to measure (section 3.1.1)" if size is not None else "it was not measured at baseline"
+            why = "five targets, and two an organ, are the most (section 4.2)" if lesion.measurable else small
             raise UsageError(f"{lesion.id} cannot be a target by RECIST 1.1: {why}")
         if lesion.measurable and room and said.get(lesion.id, True):
             chosen.append(lesion.id)

@@ -22,12 +22,14 @@ class Event(StrEnum):
     SPLIT = "split"
     MERGED = "merged"
     RETURNED = "returned"
+    NOT_EVALUABLE = "not evaluable"
 
 
 @dataclass(frozen=True)
 class Happening:
-    """An event. lesions: of this visit, for `DISAPPEARED` of the one before. parents: where they came from.
+    """An event. lesions: of this visit, for `DISAPPEARED` as they were last seen. parents: where they came from.
 
+    Of what was not evaluable lesions has the lesion where there was one, parents how it was last seen where there was none.
     For `RETURNED` the parent is the lesion as it was last seen, at an earlier visit than the one before. by_user: a person said so.
     """
 
@@ -239,6 +241,32 @@ def _agree(corrections: Sequence[Correction]) -> None:
             raise UsageError("two corrections give one lesion two partners")
     if {(c.before, c.after) for c in same} & {(c.before, c.after) for c in corrections if not c.same}:
         raise UsageError("two corrections contradict each other")
+
+
+def not_evaluable(graph: LesionGraph, said: Set[Node]) -> LesionGraph:
+    """The graph with (visit, track) of `said`, which nobody could assess there: what is not seen then is neither gone nor, later, back."""
+    events = list(graph.events)
+    for track, seen in graph.tracks.items():
+        blind = {visit for visit, of in said if of == track and visit in graph.visits}
+        last: str | None = None
+        doubtful = gone = False
+        for visit in graph.visits:
+            if visit in blind:
+                lesions, parents = ((seen[visit],), ()) if visit in seen else ((), (last,) if last is not None else ())
+                events.append(Happening(visit, Event.NOT_EVALUABLE, lesions, parents, by_user=True))
+            if visit in seen:
+                if doubtful and not gone:
+                    events = [e for e in events if (e.visit, e.event, e.lesions) != (visit, Event.RETURNED, (seen[visit],))]
+                last, doubtful, gone = seen[visit], False, False
+            elif last is not None and visit in blind and not gone:
+                events = [e for e in events if (e.visit, e.event, e.lesions) != (visit, Event.DISAPPEARED, (last,))]
+                doubtful = True
+            elif last is not None and not gone:
+                if doubtful:
+                    events.append(Happening(visit, Event.DISAPPEARED, (last,)))
+                gone = True
+    order = list(graph.visits)
+    return replace(graph, events=tuple(sorted(events, key=lambda e: order.index(e.visit))))
 
 
 def split_off(graph: LesionGraph) -> dict[str, set[str]]:
