@@ -14,7 +14,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from isocenter.core.errors import StoreError
+from isocenter.core.errors import StoreError, UsageError
 from isocenter.core.provenance import RESEARCH_USE
 from isocenter.core.settings import Settings
 from isocenter.http import (
@@ -60,17 +60,23 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.metrics.runtime.watch(context.service.runtime)
         app.state.text = TextService(settings, reserve=context.service.runtime.reserve)
         desk = app.state.jobs = JobDesk(settings, context.service)
-        with contextlib.suppress(StoreError):
+        unfit: UsageError | None = None
+        try:
             await asyncio.to_thread(desk.open, _AT_ONCE)
+        except StoreError:
+            pass
+        except UsageError as error:  # a database that will never do: the server says so and ends
+            unfit = app.state.failed = error
+            app.state.stop()
         log.info(f"Using Models: {list(monailabel.entries(context.service.models()))}")
         if settings.decoders:
             await context.read(lambda: pixels.start(settings.decoders, settings))
-        background = [
-            asyncio.create_task(_warm(app)),
-            asyncio.create_task(_sweep(context, desk, settings.artifact_sweep)),
-            asyncio.create_task(desk.tidy()),
-        ]
-        if not desk.opened:
+        background: list[asyncio.Task[None]] = []
+        if unfit is None:
+            background.append(asyncio.create_task(_warm(app)))
+            background.append(asyncio.create_task(_sweep(context, desk, settings.artifact_sweep)))
+            background.append(asyncio.create_task(desk.tidy()))
+        if not desk.opened and unfit is None:
             background.append(asyncio.create_task(_opened(app, desk)))
         if settings.idle_exit is not None:
             background.append(asyncio.create_task(idle.watch(app.state.idle, settings.idle_exit, lambda: bool(desk.worker and desk.worker.busy))))
@@ -146,6 +152,10 @@ async def _opened(app: FastAPI, desk: JobDesk) -> None:
                 app.state.stop()
                 return
             await asyncio.sleep(0.5)
+        except UsageError as error:
+            app.state.failed = error
+            app.state.stop()
+            return
         except Exception as error:  # a schema that cannot be brought up to date, say
             log.error("the job table cannot be opened", error=type(error).__name__, exc_info=error)
             app.state.failed = StoreError("the job table cannot be opened; the log says more")

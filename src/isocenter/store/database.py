@@ -61,6 +61,7 @@ class Database:
     """One database. `read` and `write` run a function in a transaction, and again where the connection was lost.
 
     patience: seconds for which a database that is away is waited for. Safe to use from several threads, not across a fork.
+    Both raise `UsageError` for a PostgreSQL database that is not of UTF8.
     """
 
     def __init__(self, url: URL | str, *, patience: float = 8.0) -> None:
@@ -179,4 +180,17 @@ def _sqlite(url: URL) -> sa.Engine:
 
 
 def _postgresql(url: URL) -> sa.Engine:
-    return sa.create_engine(url, pool_size=5, max_overflow=20, pool_timeout=10, connect_args={"connect_timeout": 5})
+    engine = sa.create_engine(url, pool_size=5, max_overflow=20, pool_timeout=10, connect_args={"connect_timeout": 5})
+
+    def encoding(connection: Any, _: Any) -> None:
+        # SQL_ASCII gives bytes where text is meant, the others refuse some people's words, and each only when it is too late.
+        found = connection.info.parameter_status("server_encoding")
+        if found not in ("UTF8", None):
+            connection.close()
+            raise UsageError(
+                f"the PostgreSQL database keeps text as {found}, where UTF8 is needed: make another one by "
+                "CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and give that one's name"
+            )
+
+    event.listen(engine, "connect", encoding, insert=True)  # before SQLAlchemy itself asks for anything
+    return engine
