@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from isocenter.core.errors import BusyError, LimitError, MemoryLimitError, ModelError
@@ -31,6 +32,7 @@ from isocenter.runtime.batching import Batcher, Lane, Ticket
 from isocenter.runtime.environment import usable_cores, version
 from isocenter.runtime.priority import stand_back
 
+log = structlog.get_logger("isocenter")
 T = TypeVar("T")
 #: Takes memory for a model on a device; the answer gives it back.
 Reserve = Callable[[str, str, int], Callable[[], None]]
@@ -152,6 +154,8 @@ class TextService:
         return name, future
 
     def _make(self, found: models.Installed, layers: int) -> models.TextEncoder:
+        if not accelerator.present(self.device):
+            raise ModelError(f"the device '{self.device}' that TORCH_DEVICE names is not there, or torch cannot use it; set another, or auto")
         give_back = self._reserve(f"{found.name} {layers}", self.device, self._bytes(found))
         try:
             encoder = self._loaded(found, layers)
@@ -179,9 +183,15 @@ class TextService:
         """Load the default models that are installed, so that the first request does not wait for it."""
         for begin in (self.embedder, self.scorer):
             try:
-                begin()[1].result()
-            except (ModelError, MemoryLimitError):
-                continue  # said to whoever asks for it
+                name, future = begin()
+            except ModelError:
+                continue  # not installed, which is said to whoever asks for it
+            try:
+                future.result()
+            except (ModelError, MemoryLimitError) as error:
+                log.warning(f"the text model {name} is not loaded: {error.message}")
+            except Exception as error:  # the rest of the server gets ready all the same
+                log.error(f"the text model {name} is not loaded", error=type(error).__name__, exc_info=error)
 
     # Work.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 
 from isocenter.core.errors import UsageError
@@ -108,3 +109,17 @@ def test_a_taken_port_is_named() -> None:
     with pytest.raises(UsageError, match=str(port)):
         server.listen("127.0.0.1", [port])
     taken.close()
+
+
+def test_the_first_stranger_without_a_key_is_warned_of_once(home: Path) -> None:
+    """Below `uvicorn gpu_service:app --host 0.0.0.0` the address is not this program's to choose."""
+
+    def said(**settings: object) -> list[str]:
+        app = create_app(Settings(home=home, decoders=0, **settings))  # type: ignore[arg-type]
+        with structlog.testing.capture_logs() as logs:
+            for address in ("127.0.0.1", "::1", "192.0.2.7", "192.0.2.8"):
+                TestClient(app, base_url="http://127.0.0.1", client=(address, 5000)).get("/openapi.json", headers={"X-API-Key": "k"})
+        return [str(entry["event"]) for entry in logs if "ANYBODY" in str(entry["event"])]
+
+    assert len(said()) == 1
+    assert said(api_key="k") == said(insecure=True) == said(container=True) == []

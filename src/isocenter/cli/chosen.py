@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from isocenter.core.errors import UsageError
@@ -21,4 +22,17 @@ def settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise UsageError(f"{name}: {first['msg']}") from None
+        raise UsageError(f"{_written(name)}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _written(name: str) -> str:
+    """A setting's name, behind the variable of another system that it was read from."""
+    from pydantic import AliasChoices
+
+    from isocenter.core.settings import Settings
+
+    for field in Settings.model_fields.values():
+        names = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else ()
+        if name in names and name not in os.environ and (other := next((str(n) for n in names if str(n) in os.environ), None)):
+            return f"{other} ({name})"
+    return name

@@ -7,6 +7,7 @@ imported where settings are needed and not by `import isocenter`.
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+#: How a text model is named: never like a path.
+TEXT_MODEL = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})?"
 MIB = 1024 * 1024
 DAY = 86400.0
 
@@ -27,7 +30,8 @@ def _also(name: str, *others: str) -> AliasChoices:
 class Limits(BaseSettings):
     """What the guarded door lets in. Every refusal names the limit that it met."""
 
-    model_config = SettingsConfigDict(env_prefix="ISOCENTER_", env_file=".env", extra="ignore", frozen=True)
+    # An empty variable is one that is not set: composed files and scripts write `NAME=${NAME:-}`.
+    model_config = SettingsConfigDict(env_prefix="ISOCENTER_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
 
     max_upload_bytes: int = Field(4096 * MIB, gt=0, description="Largest request body or input file, counted while it streams in.")
     max_voxels: int = Field(400_000_000, gt=0, description="Most voxels in one volume, checked against the header before anything is allocated.")
@@ -286,9 +290,8 @@ class Settings(Limits):
     )
     text_device: str | None = Field(
         None,
-        pattern=r"^(cpu|cuda(:\d+)?)$",
         validation_alias=_also("text_device", "TORCH_DEVICE"),
-        description="Where text models run: `cpu`, `cuda`, `cuda:1` (also for ROCm); found out by default.",
+        description="Where text models run: `cpu`, `cuda`, `cuda:1` (also for ROCm); `auto`, the default, finds out.",
     )
     text_engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
         "auto",
@@ -362,6 +365,21 @@ class Settings(Limits):
         # By its name, when somebody asks: this layer knows no library for inference, and importing settings loads none.
         found: list[str] = import_module("isocenter.runtime.providers").announce(self.onnx_providers)
         return found
+
+    @field_validator("text_device")
+    @classmethod
+    def _known_device(cls, value: str | None) -> str | None:
+        name = (value or "auto").strip().lower()
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+            raise ValueError("a device is cpu, cuda, one card such as cuda:1, or auto")
+        return None if name == "auto" else name
+
+    @field_validator("text_bertscore_model", "text_embedding_model")
+    @classmethod
+    def _model_name(cls, value: str) -> str:
+        if not re.fullmatch(TEXT_MODEL, value):
+            raise ValueError("a model is named like all-MiniLM-L6-v2 or publisher/name; ISOCENTER_TEXT_MODELS=name=folder names a folder elsewhere")
+        return value
 
     @field_validator("idle_exit", "job_keep", "upload_keep", "audit_keep", "cache_keep", mode="before")
     @classmethod

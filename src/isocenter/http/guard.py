@@ -6,11 +6,13 @@ import hmac
 import ipaddress
 from collections.abc import Iterable
 
+import structlog
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from isocenter.core.settings import Settings
 
+log = structlog.get_logger("isocenter")
 #: Open even when a key is set: what load balancers and clients ask before they can know of a key.
 OPEN_PATHS = {"/", "/monai", "/monai/", "/healthz", "/readyz", "/health", "/api/biomedparse/v1/health"}
 OPEN_PREFIXES = ("/auth/", "/monai/auth/", "/ui/")
@@ -32,6 +34,8 @@ class Guard:
         self._app = app
         self._key = settings.api_key.encode() if settings.api_key else None
         self._hosts = {h.lower() for h in settings.allowed_hosts} | {"localhost", settings.host.lower()}
+        # Where this program does not listen itself, as below uvicorn, nobody has said yet who may come in.
+        self._unsaid = self._key is None and not (settings.insecure or settings.container)
         self._open = OPEN_PREFIXES + tuple(p for face in settings.open_faces for p in FACES.get(face, ()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +45,16 @@ class Guard:
             return
         headers = scope["headers"]
         refusal = self._wrong_host(headers) or self._wrong_key(scope["path"], scope["method"], headers)
+        if self._unsaid:
+            self._warn_of_strangers(scope)
         await (refusal or self._app)(scope, receive, send)
+
+    def _warn_of_strangers(self, scope: Scope) -> None:
+        """Say once that somebody else than this machine came in without a key."""
+        client = scope.get("client")
+        if client and _is_address(client[0]) and not ipaddress.ip_address(client[0]).is_loopback:
+            self._unsaid = False
+            log.warning("ANYBODY WHO REACHES THIS ADDRESS CAN USE THIS SERVER: no ISOCENTER_API_KEY is set")
 
     def _wrong_host(self, headers: Iterable[tuple[bytes, bytes]]) -> JSONResponse | None:
         host = next((v for k, v in headers if k == b"host"), b"").decode("latin-1").lower()

@@ -58,7 +58,6 @@ SPECS = (
 )
 #: A folder that is named without its publisher also answers to these publishers' names.
 PUBLISHERS = ("sentence-transformers", "microsoft")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})?")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,9 @@ def _package(name: str) -> Path | None:
 
 def choose(models: Sequence[Installed], name: str, *, expected: bool) -> Installed:
     """The installed model of this name. expected: it is a default that the server was set up with, so its absence is the server's lack."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    from isocenter.core.settings import TEXT_MODEL
+
+    if not re.fullmatch(TEXT_MODEL, name):
         raise UsageError("a model is named like 'all-MiniLM-L6-v2' or 'publisher/name'")
     for model in models:
         if name in model.names:

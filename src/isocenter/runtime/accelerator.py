@@ -30,6 +30,17 @@ def device(wanted: str | None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def present(device: str) -> bool:
+    """Whether a device is there: a card that torch can use, or the processor."""
+    if device == "cpu":
+        return True
+    if version("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count()
+
+
 def engine(wanted: str, device: str, precision: str) -> str:
     """The engine that "auto" stands for."""
     if wanted != "auto":
@@ -52,12 +63,12 @@ def facts(device: str) -> dict[str, Any]:
         "pytorch_version": version("torch"),
         "cuda_version": None,
     }
-    if device == "cpu" or version("torch") is None:
+    if device == "cpu":
         return found
+    if not present(device):
+        return {**found, "device_name": "not available"}
     import torch
 
-    if not torch.cuda.is_available():
-        return {**found, "device_name": "not available"}
     free, total = torch.cuda.mem_get_info(device)
     return {
         **found,
