@@ -9,7 +9,7 @@ import pytest
 from isocenter.analysis.case import Case, assemble
 from isocenter.analysis.narrative.ground import ground, grounded_template
 from isocenter.core.patient import Patient, TherapyEvent
-from tests.analysis.test_grounding import Ball, visit
+from tests.analysis.test_grounding import Ball, filled, visit
 
 _LUNG, _KIDNEY, _SPLEEN = (20, 30, 30), (40, 70, 70), (45, 25, 75)
 
@@ -62,7 +62,7 @@ TRUE = {
         "The smallest sum, 42 mm, was reached on day 98.",
         "Immunotherapy was begun on day 10 and is still being given.",
         "The total volume at the last scan was 15.4 ml, most of it in L1.",
-        "The probability of stable disease at the last visit is about 81 %.",
+        "The probability of stable disease at the last visit is about {SD@week-21} %.",
         "From its nadir the sum has risen by 9.5 %.",
         "L1 has gained 10 mm in diameter since the baseline.",
         "The smallest sum was reached at week-14.",
@@ -84,7 +84,7 @@ TRUE = {
         "There are two targets, one in the right breast and one in the liver.",
         "The response has not been confirmed.",
         "L1 is still the larger of the two lesions.",
-        "The forecast for day 94.5 is 2.4 ml, with an 80 % interval of 1.0 to 5.5 ml.",
+        "The forecast for day {day} is {median} ml, with an 80 % interval of {low} to {high} ml.",
         "The breast lesion is the larger of the two.",
         "The scans lie nine weeks apart.",
         "Treatment lasted six weeks.",
@@ -136,9 +136,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "sentence"), [(name, s) for name, group in TRUE.items() for s in group])
 def test_true_sentences_pass(name: str, sentence: str, cases: dict[str, Case]) -> None:
-    assert ground(sentence, cases[name]).problems == ()
+    assert ground(filled(sentence, cases[name]), cases[name]).problems == ()
 
 
 @pytest.mark.parametrize(("name", "sentence"), [(name, s) for name, group in WRONG.items() for s in group])
 def test_wrong_sentences_are_caught(name: str, sentence: str, cases: dict[str, Case]) -> None:
-    assert ground(sentence, cases[name]).problems
+    assert ground(filled(sentence, cases[name]), cases[name]).problems

@@ -12,18 +12,23 @@ from itertools import pairwise
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative.places import lies, organs_in, sides_in
 from isocenter.analysis.narrative.reading import Reading
+from isocenter.analysis.narrative.words import claimed
 
 Claims = Iterator[tuple[str, str]]
 _CATEGORIES = {
-    "CR": r"complete(?:ly)? (?:imaging )?respon\w+",
-    "PR": r"partial(?:ly)? respon\w+",
-    "SD": r"stable disease|disease (?:is|was|remained) stable",
+    "CR": r"complete(?:ly)? (?:imaging )?respon\w+|respond\w* complete(?:ly)?",
+    "PR": r"partial(?:ly)? respon\w+|respond\w* partial(?:ly)?",
+    "SD": r"stable disease|disease (?:is|was|remains|remained|has been) (?:\w+ ){0,2}stable",
     "PD": r"progressive disease|(?:disease|patient|case) (?:has |had )?progress(?:ed|es)|disease progression|\bprogression\b",
     "NE": r"not evaluable|inevaluable",
 }
-_NOT = r"(?:\bno\b|\bnot\b|n't\b|\bwithout\b|\bneither\b|\bnor\b|\bnever\b|\babsen\w+|\brul\w+ out)"
+_NOT = r"(?:\bno\b|\bnot\b|n't\b|\bwithout\b|\bneither\b|\bnor\b|\bnever\b|\bnone\b|\babsen\w+|\brul\w+ out)"
 _NO_CATEGORY = re.compile(
     rf"{_NOT}(?:\s+(?:a|an|any|the|yet|signs?|of|evidence|had|have|has|shown?|been|criteria|for|confirmed|reach\w*|met|meet)){{0,5}}\s*$", re.I
+)
+_THRESHOLD = re.compile(r"\b(?:(?:needed|required|necessary)\s+for|(?:threshold|limit|cut-?off)\s+(?:for|of)|short\s+of)\s+(?:an?\s+|the\s+)?$", re.I)
+_UNCONFIRMED = re.compile(
+    rf"\s+(?:(?:has|have|had|was|is|were|remains?)\s+)?(?:yet\s+)?(?:{_NOT}\s+(?:yet\s+|been\s+)*(?:re)?confirmed|unconfirmed)", re.I
 )
 #: Judgements that no measurement of lesions bears out.
 _JUDGEMENTS = re.compile(
@@ -32,6 +37,13 @@ _JUDGEMENTS = re.compile(
     r"o?edema\w*|ha?emorrhag\w+|cavit\w+|invad\w+|invasi\w+|effective\w*|efficacy|benefit\w*|toxic\w*|because|due to|"
     r"caused by|thanks to|as a result of|in response to|accelerat\w*|decelerat\w*|slow(?:ed|ing|s)?|faster|rapid\w*|aggressive\w*|exponentially|"
     r"stage|grade|responded well|well tolerated|resistan(?:t|ce)|fail(?:ed|ure)|treatable|hopeless|urgent\w*|emergency|harmless|dangerous)\b",
+    re.I,
+)
+#: Looks, tissues and diagnoses, by their stems and endings: none of them was measured.
+_LOOKS = re.compile(
+    r"\b(?:(?!diagnosis|prognosis)[a-z]{3,}(?:omas?|omata|omatous|itis|osis|pathy|pathies|plasia|plastic)|margins?|spicul\w+|lobulat\w+|enhanc\w+|"
+    r"(?:homo|hetero)gen\w+|(?:hypo|hyper|iso)\w*(?:dense|echoic|intense|metabolic|vascular)|ground.?glass|effusions?|infiltrat\w+|cystic|cysts?|"
+    r"infect\w+|inflam\w+|abscess\w*|emboli\w*|ascites|primary|secondary|suspicious|suspect\w*|differential|adenopathy|tumou?r markers?)\b",
     re.I,
 )
 _TREATMENTS = {
@@ -85,8 +97,10 @@ def sides(reading: Reading, case: Case) -> Claims:
                 if owners and "new" not in clause.lower():
                     yield "side", f"no lesion: {' '.join(organs_in(text))}"
                 continue
-            if not named and re.search(
-                r"\b(?:all|every|each|only)\b(?:\s+\w+){0,2}\s+lesions?\b|\bonly\b|(?:confined|limited|restricted) to", clause, re.I
+            if (
+                not named
+                and not claimed(clause)
+                and re.search(r"\b(?:all|every|each|only)\b(?:\s+\w+){0,2}\s+lesions?\b|\bonly\b|(?:confined|limited|restricted) to", clause, re.I)
             ):
                 named_all = owners == set(case.graph.tracks)
             else:
@@ -212,11 +226,17 @@ def categories(reading: Reading, case: Case) -> Claims:
             chances = [(c, p) for r, c_p in zip(responses, case.chances, strict=False) if not asked or r.day in asked for c, p in c_p.items()]
             mine = [p for c, p in chances if str(c) == category]
             denied = _NO_CATEGORY.search(clause[: match.start()])
-            if re.search(r"\bunlikely|improbable\b", clause, re.I):
+            # Without names: May is a month, too.
+            words = reading.masked[start : start + len(clause)]
+            if _THRESHOLD.search(clause[: match.start()]):
+                continue  # a limit's name: "the 30 % needed for a partial response"
+            if _UNCONFIRMED.match(clause[match.end() :]) or re.search(r"\bunconfirmed\s+$", clause[: match.start()], re.I):
+                right = any(str(r.category) == category for r in responses) and str(case.best_overall) != category
+            elif re.search(r"\bunlikely|improbable\b", words, re.I):
                 right = not mine or max(mine) < 0.5
-            elif re.search(r"\blikely|probabl[ey]\b", clause, re.I) and not re.search(r"\d", reading.masked[start : start + len(clause)]):
+            elif re.search(r"\blikely|probabl[ey]\b", words, re.I) and not re.search(r"\d", words):
                 right = bool(mine) and max(mine) >= 0.5
-            elif re.search(r"probab|likel|chance|could|may\b|might|possib", clause, re.I) or (
+            elif re.search(r"probab|likel|chance|could|may\b|might|possib", words, re.I) or (
                 re.search(r"probab|likel|chance", reading.text, re.I) and re.search(r"\d\s*%", clause)
             ):
                 right = bool(mine) or category in known
@@ -233,6 +253,8 @@ def categories(reading: Reading, case: Case) -> Claims:
 def judgements(reading: Reading, case: Case) -> Claims:
     """What is no measurement: advice, causes, fates, and treatments that nobody gave."""
     yield from (("claim", match[0]) for match in _JUDGEMENTS.finditer(reading.text))
+    own = " ".join([*(k.organ or "" for k in case.lesions), *case.names.values(), *(t.therapy_type for t in case.patient.therapies)]).lower()
+    yield from (("claim", match[0]) for match in _LOOKS.finditer(reading.text) if match[0].lower() not in own)
     given = " ".join(t.therapy_type.lower() for t in case.patient.therapies)
     for stem, words in _TREATMENTS.items():
         if (match := re.search(rf"\b(?:{words})\b", reading.text, re.I)) and stem not in given:
@@ -256,11 +278,19 @@ def courses(reading: Reading, case: Case) -> Claims:
     for start, clause in reading.clauses():
         if not re.search(rf"\b(?:{names})\b", clause, re.I):
             continue
-        for verbs, known in ((_STARTS, {t.start_day for t in therapies}), (_ENDS, {t.end_day for t in therapies})):
+        told = [t for t in therapies if t.therapy_type.lower() in clause.lower()] or therapies
+        for verbs, known in ((_STARTS, {t.start_day for t in told}), (_ENDS, {t.end_day for t in told})):
             match = verbs.search(clause)
-            at = {days[m.name] for m in reading.visits if match and start + match.end() <= m.start < start + len(clause)}
-            if match and at and not at & known:
+            if match is None:
+                continue
+            at: set[float | None] = {days[m.name] for m in reading.visits if start + match.end() <= m.start < start + len(clause)}
+            at |= {float(day) for day in re.findall(r"\bday\s+(\d+(?:\.\d+)?)", clause[match.end() :], re.I)}
+            denied = re.search(rf"{_NOT}(?:\s+\w+){{0,2}}\s*$", clause[: match.start()], re.I)
+            never = known == {None} and re.search(rf"\b(?:{names})\s+(?:\w+\s+){{0,2}}$", clause[: match.start()], re.I)
+            if (at and not at & known) or (never and not denied):
                 yield "claim", match[0]
+        if (still := re.search(r"\bongoing|continues|still (?:being )?given\b", clause, re.I)) and all(t.end_day is not None for t in told):
+            yield "claim", still[0]
 
 
 def same_visit(reading: Reading) -> Claims:

@@ -21,7 +21,7 @@ class Fact:
     deviation), "day", "span" (between two visits), "level" (of an interval), "dose". about: which axis a size is ("longest", "short",
     "3d"), which figure a change is of ("size", "volume", "sum"), a category, or the day of a forecast. unit: mm, mm2, ml, hu, day, % or "".
     visit: where it was measured, the later one of a change; since: the earlier one. ahead: a forecast, which a text must call one.
-    scenario: what-if that it belongs to, which the text must name.
+    scenario: what-if that it belongs to, which the text must name. limit: it is a limit of an interval, not the middle.
     """
 
     kind: str
@@ -33,6 +33,7 @@ class Fact:
     about: str = ""
     scenario: str = ""
     ahead: bool = False
+    limit: bool = False
 
 
 def facts(case: Case) -> list[Fact]:
@@ -75,7 +76,7 @@ def _volumes(case: Case) -> Iterator[Fact]:
         series = []
         for visit in order:
             here = [k for k in case.at(visit) if not track or k.track == track]
-            if not track or here:
+            if case.assessed(visit, track) and (not track or here):
                 series.append((visit, sum(k.volume_mm3 or 0.0 for k in here) / 1000))
         yield from (Fact("volume", volume, "ml", track, visit) for visit, volume in series)
         yield from _changes("volume", series, track, "ml")
@@ -125,11 +126,11 @@ def _ahead(case: Case) -> Iterator[Fact]:
             path = track.forecast
             yield Fact("level", 100 * path.level, "%", ahead=True)
             yield from (Fact("day", float(day), "day", ahead=True) for day in path.days)
-            for curve in (path.median_mm3, path.low_mm3, path.high_mm3):
+            for curve, limit in ((path.median_mm3, False), (path.low_mm3, True), (path.high_mm3, True)):
                 told = zip(path.days, curve, strict=True)
-                yield from (Fact("volume", float(v) / 1000, "ml", lesion, about=f"{float(day):g}", ahead=True) for day, v in told)
+                yield from (Fact("volume", float(v) / 1000, "ml", lesion, about=f"{float(day):g}", ahead=True, limit=limit) for day, v in told)
         for scenario in track.scenarios:
-            ends = (scenario.median_mm3[-1], scenario.low_mm3[-1], scenario.high_mm3[-1])
-            yield from (Fact("volume", float(v) / 1000, "ml", lesion, scenario=scenario.name) for v in ends)
+            ends = ((scenario.median_mm3[-1], False), (scenario.low_mm3[-1], True), (scenario.high_mm3[-1], True))
+            yield from (Fact("volume", float(v) / 1000, "ml", lesion, scenario=scenario.name, limit=limit) for v, limit in ends)
             yield Fact("level", 100 * scenario.level, "%", scenario=scenario.name)
             yield Fact("day", float(scenario.days[-1]), "day", scenario=scenario.name)

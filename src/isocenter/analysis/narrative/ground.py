@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative import claims, trends
+from isocenter.analysis.narrative.factors import factors
 from isocenter.analysis.narrative.facts import Fact, facts
+from isocenter.analysis.narrative.language import foreign
 from isocenter.analysis.narrative.numbers import wrong_numbers
 from isocenter.analysis.narrative.reading import Mention, read
 from isocenter.analysis.narrative.template import write
@@ -87,11 +89,12 @@ def check(sentence: str, case: Case, about: tuple[str, ...] = (), known: Sequenc
     found += trends.extremes(reading, case)
     found += claims.categories(reading, case)
     found += trends.trends(reading, case)
-    found += trends.factors(reading, case)
+    found += factors(reading, case)
     found += claims.roles(reading, case)
     found += claims.courses(reading, case)
     found += claims.same_visit(reading)
     found += claims.judgements(reading, case)
+    found += foreign(reading, case)
     return [Problem(sentence, kind, what) for kind, what in dict.fromkeys(found)]
 
 

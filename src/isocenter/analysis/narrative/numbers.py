@@ -10,23 +10,26 @@ from itertools import pairwise
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative.claims import named_categories
 from isocenter.analysis.narrative.facts import NADIR, Fact
+from isocenter.analysis.narrative.limits import limited, listed
 from isocenter.analysis.narrative.places import organs_in, tracks_of
-from isocenter.analysis.narrative.reading import NOUN, Number, Reading
+from isocenter.analysis.narrative.reading import NOUN, Number, Reading, after_that
 from isocenter.analysis.narrative.trends import track_sign
-from isocenter.analysis.narrative.words import DOWN, UP, sign_of
+from isocenter.analysis.narrative.words import CHANCE, CONVERT, DOWN, ERROR, SUM, UP, sign_of
 
 _AHEAD = re.compile(r"forecast|predict|expect|project|interval|would|scenario|what.?if|simulat", re.I)
-_SUM = re.compile(r"\bsums?\b|\btotal\b|diameters|target|burden|\bSLD\b|\bSOD\b", re.I)
 _TOTAL = re.compile(r"\btotal|\ball\b|together|combined|overall|burden|altogether|whole|entire", re.I)
-_CHANCE = re.compile(r"probab|likel|chance|certain|risk|confiden|odds", re.I)
-_ERROR = re.compile(r"deviation|error|uncertain|\bsd\b|\+/-|±|accura|precis|plus or minus|margin", re.I)
-_BY = re.compile(r"\b(?:by|of|was|is|were|amount\w* to)\s+(?:about |approximately |around |some |roughly |only |just |nearly |almost )?$", re.I)
+_BY = re.compile(
+    r"\b(?:by|of|was|is|were|amount\w* to)\s+(?:(?:about|approximately|around|some|roughly|only|just|nearly|almost|another|a further|further) )?$",
+    re.I,
+)
 _CHANGED = re.compile(rf"\b(?:{UP}|{DOWN}|chang\w+|differ\w+|drop\w*|gain\w*|loss|lost|fall|shrinkage)\b[^\d]*$", re.I)
 _DIRECTLY = re.compile(r"\b(?:lost|gained|dropped|fell|rose|grew|shrank|increased|decreased)\s+$", re.I)
 _MORE = re.compile(r"^\s*(?:smaller|larger|bigger|less|more|shorter|longer|lower|higher|of (?:growth|shrinkage|increase|decrease))\b", re.I)
+_WHOLE_SPAN = re.compile(r"\b(?:scans|visits|exam\w*|images|follow-?up|observ\w+|study|course)\b.*\b(?:over|span\w*|cover\w*|last\w*|during)\b", re.I)
+_LIMITS = re.compile(r"interval|limit|bound|up to|at most|at least|as (?:much|little|low|high) as|between|rang|reach|worst|best|CI\b", re.I)
 _TREATED = re.compile(r"treat|therap|dos(?:e|ing)|chemo|radi|course|regimen|cycle|given|administer|lasted|duration", re.I)
-_CONVERT = {("cm", "mm"): 0.1, ("mm3", "ml"): 1000.0, ("week", "day"): 1 / 7, ("month", "day"): 12 / 365.25, ("year", "day"): 1 / 365.25}
 _COUNT = re.compile(rf"^\s+((?:[a-z-]+\s+){{0,3}}?)({NOUN})\b", re.I)
+_PART_COUNT = re.compile(rf"^\s+(?:out\s+)?of\s+(?:the|these|those|all)\s+(?:\d+\s+)?((?:[a-z-]+\s+){{0,2}}?)({NOUN})\b", re.I)
 _PRONOUN_COUNT = re.compile(r"^\s+(?:are|were|is|was|of (?:them|these|which)|remain\w*|in all|in total|in the)\b", re.I)
 
 
@@ -41,6 +44,12 @@ def wrong_numbers(reading: Reading, case: Case, known: Sequence[Fact]) -> Iterat
             right = _on_day(number, reading, known)
         elif not number.unit and (counted := _counts(number, reading, case)) is not None:
             right = any(value == count for value, _ in number.values for count in counted)
+        elif re.match(r"\s*(?:times|-?\s?fold)\b", number.after, re.I):
+            right = True  # looked up as a multiple
+        elif (held := limited(number, reading, case, known)) is not None:
+            right = held
+        elif (every := listed(number, reading, case)) is not None:
+            right = every
         else:
             right = _fits(number, reading, case, known)
         if not right:
@@ -52,7 +61,7 @@ def wrong_numbers(reading: Reading, case: Case, known: Sequence[Fact]) -> Iterat
 
 def _counts(number: Number, reading: Reading, case: Case) -> set[int] | None:
     """What a number of things may be; None where nothing is counted."""
-    match = _COUNT.match(number.after)
+    match = _COUNT.match(number.after) or _PART_COUNT.match(number.after)
     if match is None and not _PRONOUN_COUNT.match(number.after):
         return None
     adjectives, noun = (match[1].lower(), match[2].lower()) if match else ("", "lesions")
@@ -64,6 +73,8 @@ def _counts(number: Number, reading: Reading, case: Case) -> set[int] | None:
         missing = len(case.visits) - seen
         if re.search(r"missing|without|no (?:usable )?scan|unusable", clause, re.I):
             return {missing}
+        if re.search(r"\b(?:have|has|had|with)\s+(?:an?\s+)?(?:usable\s+)?(?:scans?|images?|imaging)\b|\b(?:scanned|imaged)\b", clause, re.I):
+            return {len(case.visits)} if re.search(r"\bof\s+(?:the\s+|all\s+)?$", number.before, re.I) else {seen}
         later = len(case.visits) - 1
         if noun.startswith("follow") or re.search(r"follow\w* (?:the )?(?:baseline|first)|\bafter\b|later|subsequent", clause, re.I):
             return {later, seen - 1}
@@ -82,7 +93,8 @@ def _counts(number: Number, reading: Reading, case: Case) -> set[int] | None:
         tracks &= {k.track for k in rows if k.is_node}
     if organs_in(clause):
         tracks &= tracks_of(clause, case)
-    if (sign := sign_of(clause)) is not None:
+    part_of = re.search(r"\bof\s+(?:the|all|these|those|its)\s+$", number.before, re.I)
+    if (sign := sign_of(clause)) is not None and not part_of:
         return {sum(track_sign(case, track, reading, number.start) == sign for track in tracks)}
     counts = {len(tracks & {k.track for k in rows if k.timepoint_id == visit}) for visit in here}
     return counts or {len(tracks), *(len(tracks & {k.track for k in case.at(v.timepoint.timepoint_id)}) for v in case.visits if v.found is not None)}
@@ -106,11 +118,24 @@ def _fits(number: Number, reading: Reading, case: Case, known: Sequence[Fact]) -
     clause = reading.words(number.start)
     if re.search(r"\b(?:each|every)\s+(?:visit|scan|follow)", clause, re.I):
         visits = [frozenset({v.timepoint.timepoint_id}) for v in case.visits if v.found is not None][1:]
+    start = reading.clause(number.start)[0]
+    since = {m.name for m in reading.visits if m.reference and reading.clause(m.start) == reading.clause(number.start)}
+    if not since:
+        # "Compared with the baseline, it …": what opens a sentence holds for what follows.
+        opening = [m for m in reading.visits if m.reference and m.start < start]
+        if opening and not re.search(r"\d", reading.masked[:start]):
+            since = {m.name for m in opening[-1:]}
+    together = [m for m in reading.near(reading.visits, number.start, following=True) if not m.reference]
+    order = [v.timepoint.timepoint_id for v in case.visits]
+    if not since and len({m.name for m in together}) == 2 and re.search(r"\bbetween\b|\bfrom\b", reading.text[: together[0].start], re.I):
+        since = {min((m.name for m in together), key=order.index)}
     about = _About(
         number,
         clause,
-        since={m.name for m in reading.visits if m.reference and reading.clause(m.start) == reading.clause(number.start)},
-        whole=bool(_TOTAL.search(clause) or _SUM.search(clause)),
+        since=since,
+        last=order_of_scans(case)[-1],
+        whole_days=max((f.value for f in known if f.kind == "span" and not f.about), default=0.0),
+        whole=bool(_TOTAL.search(clause) or SUM.search(clause)),
         changed=_is_change(number, front, inside=place > 0),
         close=front[max((m.end() for m in re.finditer(r"\d", front)), default=0) :],
     )
@@ -127,6 +152,8 @@ class _About:
     whole: bool
     changed: bool
     close: str
+    last: str
+    whole_days: float
 
 
 def _is_change(number: Number, front: str, *, inside: bool) -> bool:
@@ -164,6 +191,8 @@ def _when(number: Number, group: Sequence[Number], reading: Reading) -> list[fro
         # "from 25 to 15 mm at visit-3": the first was measured at another one.
         return [frozenset({m.name for m in reading.visits if m.reference})]
     start, end = reading.clause(number.start)
+    if mentioned and after_that(reading, start) and not any(start <= m.start < end for m in mentioned):
+        return [frozenset()]  # after the visit that was named, and so not at it
     if re.match(r"\s*to\s", reading.text[start:end]) and not any(start <= m.start < end for m in mentioned):
         return [frozenset()]
     if len(mentioned) > 1 and re.search(r"\bbetween\b|\bfrom\b", reading.text[:end], re.I):
@@ -176,7 +205,7 @@ def _when(number: Number, group: Sequence[Number], reading: Reading) -> list[fro
 def _same(about: _About, fact: Fact, reading: Reading, lesions: frozenset[str], visits: frozenset[str]) -> bool:
     """Whether a fact is the number, of one of the lesions and at one of the visits."""
     number, clause, whole = about.number, about.clause, about.whole
-    scale = 1.0 if number.unit == fact.unit else _CONVERT.get((number.unit, fact.unit))
+    scale = 1.0 if number.unit == fact.unit else CONVERT.get((number.unit, fact.unit))
     if scale is None:
         return False
     if lesions and fact.lesion not in lesions and not (not fact.lesion and (whole or fact.kind in {"chance", "level", "span", "day", "dose"})):
@@ -189,7 +218,9 @@ def _same(about: _About, fact: Fact, reading: Reading, lesions: frozenset[str], 
         return False
     if fact.kind == "span" and fact.about and not _TREATED.search(reading.text):
         return False  # how long a treatment was, not how far scans lie apart
-    if fact.kind == "span" and not _between(fact, reading, number):
+    if fact.limit and not _LIMITS.search(reading.text[: number.end + 20]):
+        return False
+    if fact.kind == "span" and not _between(fact, reading, number, about.whole_days):
         return False
     if fact.kind != "span" and fact.visit and visits and fact.visit not in visits:
         return False
@@ -210,17 +241,19 @@ def _that_day(fact: Fact, clause: str) -> bool:
     return not fact.about or not days or float(fact.about) in days
 
 
-def _between(fact: Fact, reading: Reading, number: Number) -> bool:
-    """Whether the visits that are named around a span of days are those between which it lies."""
+def _between(fact: Fact, reading: Reading, number: Number, whole: float) -> bool:
+    """Whether the visits that are named around a span of days are those between which it lies. whole: days from the first to the last."""
     start, end = reading.clause(number.start)
     named = {m.name for m in reading.visits if start <= m.start < end}
+    if not named and not fact.about and _WHOLE_SPAN.search(reading.text[start : number.start]):
+        return fact.value >= whole
     return not named or named <= {fact.visit, fact.since} or bool(fact.about)
 
 
 def _kind_fits(about: _About, fact: Fact, reading: Reading, visits: frozenset[str]) -> bool:
     """Whether the words around a number mean this kind of figure."""
     number, clause, since, changed = about.number, about.clause, about.since, about.changed
-    if _CHANCE.search(clause) and number.unit == "%" and fact.kind not in {"chance", "level"}:
+    if CHANCE.search(clause) and number.unit == "%" and fact.kind not in {"chance", "level"}:
         return False
     if re.search(r"standard deviation|\bsd\b|uncertaint\w+|\berrors?\b", about.close, re.I) and fact.kind != "error" and number.unit != "%":
         return False
@@ -235,23 +268,28 @@ def _kind_fits(about: _About, fact: Fact, reading: Reading, visits: frozenset[st
         if re.search(r"nadir|smallest|least|lowest", clause, re.I):
             return fact.since == NADIR
         if since:
-            return fact.since in since
+            # Compared with an earlier visit and nothing else said, it is what came of it in the end.
+            return fact.since in since and (bool(visits) or fact.visit == about.last)
         return not (len(visits) == 1 and fact.since in visits)
     if changed and number.unit != "%" and fact.kind in {"size", "volume", "sum"}:
         return False
     if fact.kind == "chance":
         named = named_categories(clause) or named_categories(reading.text)
-        return bool(_CHANCE.search(reading.text)) and fact.about in named
+        return bool(CHANCE.search(reading.text)) and fact.about in named
     if fact.kind == "level":
         return "interval" in reading.text.lower()
     if fact.kind == "error":
-        return bool(_ERROR.search(clause))
+        return bool(ERROR.search(clause))
     if fact.kind == "sum":
-        return bool(_SUM.search(reading.text)) and not (fact.about == NADIR and not re.search(r"nadir|smallest|least|lowest", clause, re.I))
+        return bool(SUM.search(reading.text)) and not (fact.about == NADIR and not re.search(r"nadir|smallest|least|lowest", clause, re.I))
     if fact.kind == "dose":
         return bool(re.search(r"dose", clause, re.I))
     if fact.kind == "day":
+        if number.unit and _WHOLE_SPAN.search(number.before):
+            return False
         return bool(fact.ahead or fact.scenario or fact.about or fact.visit)
+    if fact.kind == "size" and re.search(r"\bsums?\b", number.before, re.I) and not reading.lesions:
+        return False
     if fact.kind == "size":
         words = re.findall(r"short|longest|long axis|3-?d|three", number.before or about.close, re.I)
         last = words[-1].lower() if words else ""
@@ -261,6 +299,11 @@ def _kind_fits(about: _About, fact: Fact, reading: Reading, visits: frozenset[st
             or (last == "longest" and fact.about == "3d")
         )
     return True
+
+
+def order_of_scans(case: Case) -> list[str]:
+    """Visits with a scan, in their order."""
+    return [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
 
 
 def _one(clause: str) -> bool:
@@ -288,7 +331,7 @@ def _backwards(reading: Reading, known: Sequence[Fact]) -> Iterator[tuple[str, s
         named = {m.name for m in reading.near(reading.lesions, a.start)}
 
         def meant(number: Number, sizes: Sequence[Fact] = sizes, named: set[str] = named) -> list[Fact]:
-            scaled = [(f, 1.0 if number.unit == f.unit else _CONVERT.get((number.unit, f.unit))) for f in sizes]
+            scaled = [(f, 1.0 if number.unit == f.unit else CONVERT.get((number.unit, f.unit))) for f in sizes]
             return [
                 f
                 for f, s in scaled

@@ -41,3 +41,9 @@ def lies(organ: str | None, text: str, *, node: bool = False) -> bool:
 def tracks_of(text: str, case: Case) -> set[str]:
     """Lesions that lie where a text says."""
     return {k.track for k in case.lesions if lies(k.organ, text, node=k.is_node)}
+
+
+def tracks_of_each(text: str, case: Case) -> set[str]:
+    """Lesions that lie in any of the places that a text names, a side going with the organ after it."""
+    phrases = [m[0] for m in re.finditer(r"(?:\b(?:left|right)[-\s]+)?\b\w+\b", text, re.I) if organs_in(m[0])]
+    return {track for phrase in phrases for track in tracks_of(phrase, case)}

@@ -88,8 +88,9 @@ def _visits(case: Case) -> str:
     rows = []
     for v in case.visits:
         here = case.at(v.timepoint.timepoint_id)
-        total = sum(k.volume_mm3 or 0 for k in here) / 1000
-        seen = f"{len(here)} lesions, {total:.2f} ml" if v.found is not None else "no usable scan"
+        total = case.volume_at(v.timepoint.timepoint_id)
+        volume = f"{total / 1000:.2f} ml" if total is not None else "volume not known"
+        seen = f"{len(here)} lesions, {volume}" if v.found is not None else "no usable scan"
         rows.append(f"{v.timepoint.timepoint_id}, day {v.timepoint.day:g}, {seen}")
     return "\n".join(["Visits:", *rows])
 

@@ -55,12 +55,22 @@ _SMALL = [
 ]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORD = rf"(?:{'|'.join(_SMALL + _TENS)}|hundred|point|dozen)"
-_COUNTED = rf"\s+(?:[a-z-]+\s+){{0,2}}{NOUN}\b|-?fold\b|(?<!one)\s+(?:in the|are|were|of (?:them|these))\b"
+_COUNTED = (
+    rf"\s+(?:out\s+)?of\s+(?:the|these|those|all)\s+(?:[a-z\d-]+\s+){{0,2}}{NOUN}\b|\s+(?:[a-z-]+\s+){{0,2}}{NOUN}\b|-?fold\b|"
+    r"(?<!one)\s+(?:in the|are|were|of (?:them|these))\b"
+)
 _IN_WORDS = re.compile(rf"\b(?:an?\s+)?({_WORD}(?:[\s-]+(?:and\s+)?{_WORD})*)(?=[\s-]*(?:{_UNIT})(?!\w)|{_COUNTED})", re.I)
+#: Numbers in words that count nothing that is known: they are looked up like all others, and so refused. "One" is a pronoun, too.
+_LONE = re.compile(
+    rf"(?<!the )(?<!these )(?<!those )\b(?:{'|'.join(_SMALL[2:] + _TENS)})(?:-(?:{'|'.join(_SMALL[1:10])}))?\b"
+    r"(?!\s+(?:thirds?|quarters?|fifths?|tenths?|times)|-?fold)",
+    re.I,
+)
 _ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
 _SCAN = r"(?:visits?|scans?|time ?points?|examinations?|exams?|studies|study|imaging|ct|mri?|measurements?)"
 _REFERENCE = re.compile(
-    r"(?:since|from|than|versus|vs\.?|against|over|below|above|compared (?:with|to)|relative to|with respect to)(?:\s+(?:at|in|on))?(?:\s+the)?\s*$",
+    r"(?:since|from|than|versus|vs\.?|against|over|below|above|compared (?:with|to)|relative to|with respect to)"
+    r"(?:\s+(?:at|in|on))?(?:\s+the)?(?:\s+(?:\w+\s+)?(?:study|scan|visit|imaging|ct|mri?|exam\w*)\s+(?:of|from|dated|on))?(?:\s+the)?\s*$",
     re.I,
 )
 _MONTHS = {name.lower(): n for names in (calendar.month_name, calendar.month_abbr) for n, name in enumerate(names) if name}
@@ -154,6 +164,11 @@ class Reading:
         return next(g for g in _grouped(self.text, self.numbers) if number in g)
 
 
+def after_that(reading: Reading, start: int) -> bool:
+    """Whether the clause that begins at a place tells what came next: "... and then grew"."""
+    return bool(re.search(r"\bthen\s*$", reading.text[:start], re.I) or re.match(r"\s*then\b", reading.text[start:], re.I))
+
+
 def read(sentence: str, case: Case) -> Reading:
     """Take a sentence apart by the names of a case."""
     text = _plain(sentence)
@@ -178,7 +193,11 @@ def _plain(sentence: str) -> str:
     text = unicodedata.normalize("NFKC", sentence)
     text = "".join(str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c for c in text)
     text = re.sub(r"[\u2012-\u2015]", " to ", re.sub(r"[\u2212\u2010\u2011]", "-", re.sub(r"[*`]+", "", text)))
-    return _IN_WORDS.sub(lambda m: _value(m[1]), text)
+    text = re.sub(rf"\b(?:about\s+)?half\s+an?\s+(?={_UNIT}\b)", "0.5 ", text, flags=re.I)
+    # "the first and second scan": both are scans.
+    ordinal = "|".join(_ORDINALS)
+    text = re.sub(rf"\b({ordinal})\s+(and|to|or)\s+(the\s+)?({ordinal})\s+([a-z]+)", r"\1 \5 \2 \3\4 \5", text, flags=re.I)
+    return _LONE.sub(lambda m: _value(m[0]), _IN_WORDS.sub(lambda m: _value(m[1]), text))
 
 
 def _value(words: str) -> str:
@@ -231,8 +250,17 @@ def _visits(text: str, case: Case) -> tuple[list[Mention], list[tuple[str, str]]
             unknown.append(("visit", match[0]))
         found[match.span()] = name or ""
 
+    # "60 days after baseline" is one visit, not two.
+    for match in re.finditer(rf"\b(\d+)\s+(day|week)s?\s+after\s+(?:the\s+)?(?:baseline|start|first\s+{_SCAN})\b(?:\s+{_SCAN})?", text, re.I):
+        if at := _on_day(case, float(match[1]), match[2]):
+            put(match, at)
+    for match in re.finditer(r"\b(?:over|in|during|within)\s+the\s+first\s+(\d+)\s+(day|week)s\b", text, re.I):
+        if at := _on_day(case, float(match[1]), match[2]):
+            put(match, at)
     for name in sorted(names, key=len, reverse=True):
-        for match in re.finditer(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.I):
+        # However its words are joined: "follow-up_1", "follow-up 1".
+        spoken = "[-_ ]?".join(re.escape(part) for part in re.split(r"[-_ ]", name) if part)
+        for match in re.finditer(rf"(?<![\w-]){spoken}(?![\w-])", text, re.I):
             put(match, name)
     for match in re.finditer(r"\bvisit[- ]?(?:number |no\.? ?|#)?(\d+)\b(?!-\d)", text, re.I):
         put(match, next((n for n in names if n.lower() == f"visit-{match[1]}"), None))
@@ -252,14 +280,19 @@ def _visits(text: str, case: Case) -> tuple[list[Mention], list[tuple[str, str]]
         re.I,
     ):
         unit = next(g for g in (match[1], match[4], match[6]) if g).lower()
-        day = float(match[2] or match[3] or match[5]) * (7 if unit == "week" else 1)
-        at = [v.timepoint for v in case.visits if abs(v.timepoint.day - day) <= (0.5 if unit == "day" else 3.5)]
-        if at:
-            put(match, min(at, key=lambda t: abs(t.day - day)).timepoint_id)
+        if at := _on_day(case, float(match[2] or match[3] or match[5]), unit):
+            put(match, at)
     for match in re.finditer(r"\b(?:\d+|an?|another|some)\s+(?:visits?|scans?|follow-?ups?)\s+(?:later|before|earlier)\b", text, re.I):
         put(match, None)
     mentions = [Mention(*span, name, bool(_REFERENCE.search(text[: span[0]]))) for span, name in sorted(found.items())]
     return [m for m in mentions if m.name], unknown
+
+
+def _on_day(case: Case, count: float, unit: str) -> str | None:
+    """The visit that many days or weeks after the first, about; None where there is none."""
+    day = count * (7 if unit.lower() == "week" else 1)
+    at = [v.timepoint for v in case.visits if abs(v.timepoint.day - day) <= (0.5 if unit.lower() == "day" else 3.5)]
+    return min(at, key=lambda t: abs(t.day - day)).timepoint_id if at else None
 
 
 def _ordered(names: Sequence[str], scanned: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -278,7 +311,13 @@ def _ordered(names: Sequence[str], scanned: Sequence[str]) -> Iterator[tuple[str
     if len(scanned) > 1:
         # As the last word of what is compared: the scan before the last, which of two is the first.
         yield r"\b(?:previously|before(?:hand)?)\b(?=\s*(?:[.,;)]|$))", scanned[-2]
+        yield r"\b(?:previously|formerly|prior(?: scan| exam\w*| study| ct)?:?)\b(?=\s*(?:measured\s+|measuring\s+)?\d)", scanned[-2]
     yield r"\bbaseline\b", scanned[0]
+    yield r"\b(?<=after )the first(?: one)?\b(?=\s*(?:[.,;)]|$))", scanned[0]
+    yield r"\b(?:original|initial|starting)\b(?=\s+\d)", scanned[0]
+    # With what they are of left out: "5.4 cm at the first exam and 2.6 cm at the last".
+    yield r"\b(?:at|in|on|to) the first\b(?=\s*(?:[.,;)]|$|and\b|to\b))", scanned[0]
+    yield r"\b(?:at|in|on|to|the) (?:the )?last\b(?=\s*(?:[.,;)]|$))", scanned[-1]
 
 
 def _dates(text: str) -> Iterator[tuple[re.Match[str], set[date]]]:
@@ -303,7 +342,10 @@ def _dates(text: str) -> Iterator[tuple[re.Match[str], set[date]]]:
 
 def _numbers(masked: str) -> Iterator[Number]:
     for match in _NUMBER.finditer(masked):
-        unit = next((short for words, short in _UNITS if re.fullmatch(words, match[2] or "", re.I)), "")
+        # "41 of the 71 mm": the unit is that of both.
+        shared = re.match(rf"\s+(?:out\s+)?of\s+(?:the\s+|a\s+total\s+of\s+)?\d[\d.,]*\s*({_UNIT})(?!\w)", masked[match.end() :], re.I)
+        said = match[2] or (shared[1] if shared else "")
+        unit = next((short for words, short in _UNITS if re.fullmatch(words, said, re.I)), "")
         yield Number(*match.span(), match[0].strip(), tuple(_values(match[1])), unit, match[1][0] in "+-")
 
 

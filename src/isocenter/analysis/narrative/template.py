@@ -63,8 +63,9 @@ def _findings(case: Case) -> str:
     if not here:
         return text + f"At the last scan ({name}) none is seen."
     largest = max(here, key=lambda lesion: lesion.longest_mm or 0)
-    volume = sum(lesion.volume_mm3 or 0 for lesion in here) / 1000
-    text += f"At the last scan ({name}) {len(here)} {'are' if len(here) != 1 else 'is'} seen, {volume:.2f} ml in all"
+    volume = case.volume_at(name)
+    text += f"At the last scan ({name}) {len(here)} {'are' if len(here) != 1 else 'is'} seen"
+    text += f", {volume / 1000:.2f} ml in all" if volume is not None else ""
     if largest.longest_mm and largest.short_axis_mm:
         text += f"; the largest is {largest.track}, {largest.longest_mm:.1f} mm by {largest.short_axis_mm:.1f} mm"
     fresh = sorted({lesion.track for lesion in case.lesions if lesion.is_new})
@@ -130,6 +131,10 @@ def _quality(case: Case) -> str:
     text = "All visits have a usable scan. "
     if missing:
         text = f"{len(missing)} visit{'s' if len(missing) != 1 else ''} without a usable scan ({', '.join(missing)}). "
+    if case.inevaluable:
+        order = [v.timepoint.timepoint_id for v in case.visits]
+        told = [f"{track} at {visit}" for visit, track in sorted(case.inevaluable, key=lambda one: (order.index(one[0]), one[1]))]
+        text += f"Not assessable, as a reader said: {', '.join(told)}. "
     cut = sorted({lesion.track for lesion in case.lesions if lesion.touches_border})
     if cut:
         text += f"Cut off by the edge of a scan, so sizes are least values: {', '.join(cut)}. "

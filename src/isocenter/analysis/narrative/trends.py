@@ -1,4 +1,4 @@
-"""Which way lesions are said to have gone, and by how much in words: over the visits that a sentence names, of what it speaks of."""
+"""Which way lesions are said to have gone: over the visits that a sentence names, of what it speaks of."""
 
 from __future__ import annotations
 
@@ -8,28 +8,12 @@ from itertools import pairwise
 
 from isocenter.analysis.case import Case
 from isocenter.analysis.narrative.places import lies, organs_in, sides_in
-from isocenter.analysis.narrative.reading import Reading
+from isocenter.analysis.narrative.reading import Reading, after_that
 from isocenter.analysis.narrative.words import claimed
 
 Claims = Iterator[tuple[str, str]]
 #: A change of a volume below this, in percent, is none.
 _STILL = 10.0
-#: "doubled" and the like: by how much a volume or a diameter must then have changed, within a tenth.
-_FACTORS = {
-    2.0: r"doubl(?:ed|ing)|two-?fold|2-?fold|twice (?:as|its|the)|factor of (?:2|two)",
-    3.0: r"tripl(?:ed|ing)|three-?fold|3-?fold|three times|3 times|factor of (?:3|three)",
-    4.0: r"quadrupl\w+|four-?fold|4-?fold|four times|4 times|factor of (?:4|four)",
-    5.0: r"five-?fold|5-?fold|five times|5 times",
-    10.0: r"ten-?fold|10-?fold|ten times|10 times",
-    0.5: r"halved|halving|by half|half (?:of )?(?:its|the|their)|by 50 %",
-    1 / 3: r"(?:to|by) (?:a|one) third (?:of)?|by two thirds|one third (?:of )?(?:its|the)",
-    0.25: r"to (?:a|one) quarter|by three quarters|one quarter (?:of )?(?:its|the)",
-    0.75: r"by (?:a|one) quarter|to three quarters",
-    2 / 3: r"to two thirds",
-}
-_ANY_FACTOR = re.compile(
-    r"\b(?:\w+-?fold|factor of|times (?:as|larger|smaller|bigger)|(?:a|one|two|three) (?:thirds?|quarters?|fifths?))\b|\bhal(?:f|ved)\b", re.I
-)
 _STEADY = re.compile(
     r"\b(?:steadily|continu\w+|consistent\w*|constantly|progressively|monoton\w+|every (?:visit|scan)|each (?:visit|scan)|throughout)\b", re.I
 )
@@ -37,10 +21,10 @@ _STEADY = re.compile(
 
 def track_sign(case: Case, track: str, reading: Reading, place: int) -> int | None:
     """Which way a lesion ("total": all) went over the visits that a sentence names there, else at last; None where nobody knows."""
-    values = _series(case, track)
+    values = series(case, track)
     if len(values) < 2:
         return None
-    start, end = _interval(reading, place, list(values), case)
+    start, end = interval(reading, place, list(values), case)
     if start not in values or end not in values:
         return None
     before, after = values[start], values[end]
@@ -48,7 +32,7 @@ def track_sign(case: Case, track: str, reading: Reading, place: int) -> int | No
     return 1 if change > _STILL else -1 if change < -_STILL else 0
 
 
-def _series(case: Case, track: str) -> dict[str, float]:
+def series(case: Case, track: str) -> dict[str, float]:
     """Volumes by visit; 0 where it is gone or not there yet."""
     seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     if track == "sum":
@@ -56,10 +40,11 @@ def _series(case: Case, track: str) -> dict[str, float]:
         responses = [r for r in case.responses.get("recist_1.1", ()) if r.sum is not None]
         first = next((r.baseline for r in responses if r.baseline is not None), None)
         return {**({seen[0]: first} if first is not None and seen else {}), **{names[r.day]: float(r.sum or 0) for r in responses}}
-    return {v: sum(k.volume_mm3 or 0.0 for k in case.at(v) if track in {"total", k.track}) for v in seen}
+    told = [v for v in seen if case.assessed(v, "" if track == "total" else track)]
+    return {v: sum(k.volume_mm3 or 0.0 for k in case.at(v) if track in {"total", k.track}) for v in told}
 
 
-def _interval(reading: Reading, place: int, order: Sequence[str], case: Case) -> tuple[str, str]:
+def interval(reading: Reading, place: int, order: Sequence[str], case: Case) -> tuple[str, str]:
     """From which visit to which a trend is told."""
     start, end = reading.clause(place)
     here = [m for m in reading.visits if start <= m.start < end] or [m for m in reading.visits if m.start < start][-1:]
@@ -67,9 +52,11 @@ def _interval(reading: Reading, place: int, order: Sequence[str], case: Case) ->
     known = sorted({m.name for m in here if m.name in order}, key=order.index)
     if len(known) > 1:
         return known[0], known[-1]
-    if known and re.search(r"\bthen\s*$", reading.text[:start], re.I) and not any(start <= m.start for m in here):
+    if known and after_that(reading, start) and not any(start <= m.start for m in here):
         k = order.index(known[-1])
         return known[-1], order[min(k + 1, len(order) - 1)]
+    if known and re.search(r"\b(?:since(?: then)?|thereafter|afterwards?|from then on)\W*$", clause, re.I):
+        return known[-1], order[-1]
     if known:
         reference = next(m.reference for m in here if m.name == known[0])
         k = order.index(known[0])
@@ -91,20 +78,20 @@ def trends(reading: Reading, case: Case) -> Claims:
             or reading.scenarios
         ):
             continue
-        for track in _subjects(reading, case, start, clause):
+        for track in subjects(reading, case, start, clause):
             for sign, sure in said.items():
                 true = _sign(case, track, reading, start, sign)
                 if true is None or (true == sign) != sure:
                     yield "trend", f"{track or 'all'}: {clause.strip()[:60]}"
                 elif sure and _STEADY.search(clause):
-                    steps = list(_series(case, track).values())
+                    steps = list(series(case, track).values())
                     if any((b - a) * sign < 0 for a, b in pairwise(steps)) or (
                         sign == 0 and any(abs(b / a - 1) > 0.1 for a, b in pairwise(steps) if a)
                     ):
                         yield "trend", f"{track}: {clause.strip()[:60]}"
 
 
-def _subjects(reading: Reading, case: Case, start: int, clause: str) -> list[str]:
+def subjects(reading: Reading, case: Case, start: int, clause: str) -> list[str]:
     """Of what a clause tells a trend: lesions, the sum, or all together."""
     end = start + len(clause)
     named = [m.name for m in reading.lesions if start <= m.start < end]
@@ -122,7 +109,9 @@ def _subjects(reading: Reading, case: Case, start: int, clause: str) -> list[str
         return list(case.targets) if "target" in clause.lower() else list(case.graph.tracks)
     if not named and re.search(r"\btarget lesions\b", clause, re.I):
         return list(case.targets)
-    if not named and re.match(r"\s*(?:\d+|one|some|several)\s+(?:\w+\s+)?(?:lesions?|targets?|nodes?)", clause, re.I):
+    if not named and re.match(
+        r"\s*(?:\d+|one|some|several|most)\s+(?:of\s+(?:the|these|those)\s+)?(?:\d+\s+)?(?:\w+\s+)?(?:lesions?|targets?|nodes?)", clause, re.I
+    ):
         return []  # a count, which is looked up as such
     if not named and re.search(r"\b(?:volume|burden|total|disease|tumou?r)\b", clause, re.I):
         return ["total"]
@@ -133,36 +122,15 @@ def _subjects(reading: Reading, case: Case, start: int, clause: str) -> list[str
 def _sign(case: Case, track: str, reading: Reading, place: int, claimed_sign: int) -> int | None:
     if track != "sum":
         return track_sign(case, track, reading, place) if track == "total" or track in case.graph.tracks else None
-    values = _series(case, "sum")
+    values = series(case, "sum")
     if len(values) < 2:
         return None
-    a, b = _interval(reading, place, list(values), case)
+    a, b = interval(reading, place, list(values), case)
     if a not in values or b not in values:
         return None
     if claimed_sign == 0:
         return 0 if abs(values[b] - values[a]) <= _STILL / 100 * values[a] else (1 if values[b] > values[a] else -1)
     return 1 if values[b] > values[a] else -1 if values[b] < values[a] else 0
-
-
-def factors(reading: Reading, case: Case) -> Claims:
-    """What says "doubled" and the like: over the visits that are named, of what is named."""
-    for start, clause in reading.clauses():
-        found = [(factor, m) for factor, words in _FACTORS.items() if (m := re.search(rf"\b(?:{words})\b", clause, re.I))]
-        if not found and (other := _ANY_FACTOR.search(clause)):
-            yield "trend", other[0]
-        for factor, match in found:
-            subjects = _subjects(reading, case, start, clause)
-            series = [_series(case, track) for track in subjects]
-            series += [{k.timepoint_id: k.longest_mm for k in case.lesions if k.track == track and k.longest_mm} for track in subjects]
-            series += [_series(case, "sum")] if subjects == ["total"] else []
-            ratios = []
-            for values in series:
-                known = {v: x for v, x in values.items() if x}
-                if len(known) > 1:
-                    a, b = _interval(reading, start + match.start(), list(known), case)
-                    ratios.append(known[b] / known[a])
-            if not any(abs(r / factor - 1) <= 0.1 for r in ratios):
-                yield "trend", match[0]
 
 
 def ranks(reading: Reading, case: Case) -> Claims:
@@ -195,7 +163,7 @@ def ranks(reading: Reading, case: Case) -> Claims:
 
 def extremes(reading: Reading, case: Case) -> Claims:
     """At which visit the sum is said to have been least or greatest."""
-    sums = _series(case, "sum")
+    sums = series(case, "sum")
     for match in re.finditer(r"\b(smallest|lowest|least|minimum|largest|highest|greatest|maximum)\s+(?:\w+\s+)?sum\b|\bnadir\b", reading.text, re.I):
         if re.search(r"\b(?:since|from|above|over|than|to|against|below|of)\s+(?:its\s+|the\s+|their\s+)?$", reading.text[: match.start()], re.I):
             continue  # what something is compared with

@@ -13,8 +13,16 @@ DOWN = (
     r"below|lost|downwards?"
 )
 STILL = r"unchanged|stable|hardly changed|constant|did not change|no change|remained the same|plateau\w*|static"
+#: Words that say of which kind a figure is.
+SUM = re.compile(r"\bsums?\b|\btotal\b|diameters|target|burden|\bSLD\b|\bSOD\b", re.I)
+CHANCE = re.compile(r"probab|likel|chance|certain|risk|confiden|odds", re.I)
+ERROR = re.compile(r"deviation|error|uncertain|\bsd\b|\+/-|±|accura|precis|plus or minus|margin", re.I)
+#: Units as people write them, in those of the case.
+CONVERT = {("cm", "mm"): 0.1, ("mm3", "ml"): 1000.0, ("week", "day"): 1 / 7, ("month", "day"): 12 / 365.25, ("year", "day"): 1 / 365.25}
 _NOT_TREND = re.compile(
     r"(?:disease|patient|case) (?:has |had )?progress\w*|"
+    r"disease (?:is|was|remains|remained|has been) (?:\w+ ){0,2}stable|"
+    r"(?:below|above|under|over|lower than|higher than|less than|more than) (?:the )?[+-]?\d[\d.,]*|"
     r"complete response|partial response|stable disease|progressive disease|disease progression|growth (?:rate|model|law|curve|cannot)|"
     r"(?:larger|smaller|bigger|higher|lower) than (?:L\d+|(?:the\s+)?(?:[a-z]+\s+){0,2}(?:lesion|tumou?r|one))|"
     r"the (?:larger|smaller|bigger) (?:of|one|lesion|target)\b|smaller lesions? (?:are|is) not listed|(?:upper|lower|middle) lobe",

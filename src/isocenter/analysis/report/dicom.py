@@ -123,9 +123,9 @@ def _assessments(told: Told, visit: MeasuredVisit, first: Timepoint) -> tuple[As
             reasons=one.reasons,
         )  # fmt: skip
         if one.criterion == "RECIST 1.1" and overall:
-            confirmed, seen = overall.get(True), overall.get(False)
             why = tuple(b.why for b in overall.values() if b.why)
-            said = replace(said, best_overall=confirmed and confirmed.category, best_seen=seen and seen.category, reasons=(*one.reasons, *why))
+            confirmed, seen = (overall[k].category if k in overall else None for k in (True, False))
+            said = replace(said, best_overall=confirmed, best_seen=seen, reasons=(*one.reasons, *why))
         made.append(said)
     return tuple(made)
 
