@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ from isocenter.core.geometry import Grid
 from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.store.database import Database, url_of
-from isocenter.store.vectors import PGVECTOR, RUVECTOR, BlobVectors, IndexedVectors, ServerVectors
+from isocenter.store.vector_blobs import BlobVectors, IndexedVectors
+from isocenter.store.vector_search import Entry
+from isocenter.store.vector_server import PGVECTOR, RUVECTOR, ServerVectors
 
 DATA = Path(os.environ.get("ISOCENTER_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 Floats = NDArray[np.float64]
@@ -165,27 +168,30 @@ def stores() -> Iterator[dict[str, tuple[Database, Callable[[Database], BlobVect
         url = server.url("postgres")
         engine = sa.create_engine(url_of(Settings(database_url=url)), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.execute(sa.text("CREATE DATABASE plain"))
-            connection.execute(sa.text("CREATE DATABASE ru"))
+            for name in ("plain", "bare", "ru"):
+                connection.execute(sa.text(f"CREATE DATABASE {name}"))
         engine.dispose()
         _install_ruvector(server.url("ru"))
         sqlite = Database(f"sqlite:///{folder}/v.db")
-        plain, ru = (Database(url_of(Settings(database_url=server.url(name)))) for name in ("plain", "ru"))
+        plain, bare, ru = (Database(url_of(Settings(database_url=server.url(name)))) for name in ("plain", "bare", "ru"))
         yield {
             "in process, exact": (sqlite, BlobVectors),
             "in process, ruvector's graph": (sqlite, IndexedVectors),
             "pgvector": (plain, lambda d: ServerVectors(d, PGVECTOR)),
+            "pgvector, no index": (bare, lambda d: ServerVectors(d, replace(PGVECTOR, operators="absent_ops"))),
+            "pgvector, no index, no memory": (bare, lambda d: ServerVectors(d, replace(PGVECTOR, operators="absent_ops"), 0)),
             "ruvector's SQL, no index": (ru, lambda d: ServerVectors(d, RUVECTOR)),
+            "ruvector's SQL, no index, no memory": (ru, lambda d: ServerVectors(d, RUVECTOR, 0)),
         }
-        for database in (sqlite, plain, ru):
+        for database in (sqlite, plain, bare, ru):
             database.close()
 
 
 def speed(count: int = 10_000) -> None:
-    """Median time of a search for ten among `count` vectors of a lesion's graph (72 numbers) and of MedSigLIP (1,152)."""
+    """Median time of a search for ten among `count` vectors: a lesion's graph (72 numbers), 384, MedSigLIP's (1,152) and its graph (3,456)."""
     rng = np.random.default_rng(0)
     with stores() as known:
-        for size in (3 * appearance.DIMENSIONS, 1152):
+        for size in (3 * appearance.DIMENSIONS, 384, 1152, 3456):
             centres = rng.standard_normal((200, size))
             rows = centres[rng.integers(0, 200, count)] + 0.5 * rng.standard_normal((count, size))
             vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
@@ -195,17 +201,24 @@ def speed(count: int = 10_000) -> None:
                 store = make(database)
                 collection = f"c{size}"
                 if store.count(collection) == 0:
-                    _fill(store, collection, vectors, database)
+                    store.replace(collection, "k", [Entry(f"k{i}", v) for i, v in enumerate(vectors)])
+                started = time.perf_counter()
                 store.search(collection, queries[0])
+                first = time.perf_counter() - started
                 took, found, before = [], [], _processor()
                 for q in queries:
                     started = time.perf_counter()
-                    found.append({h.key for h in store.search(collection, q)})
+                    hits = store.search(collection, q)
                     took.append(time.perf_counter() - started)
+                    found.append({h.key for h in hits})
+                used = 1000 * (_processor() - before) / len(queries)
                 exact = exact or found
                 same = np.mean([len(a & b) / 10 for a, b in zip(found, exact, strict=True)])
-                used = 1000 * (_processor() - before) / len(queries)
-                print(f"{count} x {size}, {name}: p50 {1000 * float(np.median(took)):.2f} ms, processor {used:.2f} ms, {100 * same:.0f} % as exact")
+                print(
+                    f"{count} x {size}, {name} ({hits.how}): p50 {1000 * float(np.median(took)):.2f} ms, processor {used:.2f} ms, "
+                    f"{100 * same:.0f} % as exact, the first {first:.2f} s",
+                    flush=True,
+                )
 
 
 def _processor() -> float:
@@ -215,20 +228,6 @@ def _processor() -> float:
         with contextlib.suppress(psutil.Error):
             own += sum(child.cpu_times()[:2])
     return own
-
-
-def _fill(store: BlobVectors | ServerVectors, collection: str, vectors: NDArray[np.float32], database: Database) -> None:
-    """All at once; one by one they would take minutes."""
-    store.add(collection, "first", vectors[0])
-    if isinstance(store, BlobVectors):
-        blobs = [{"collection": collection, "key": f"k{i}", "facts": "{}", "vector": v.tobytes()} for i, v in enumerate(vectors)]
-        database.write(lambda c: c.execute(sa.insert(store._rows), blobs))
-    else:
-        name, kind = store._table(vectors.shape[1]), store._flavour.type
-        insert = sa.text(f"INSERT INTO {name} (collection, key, facts, v) VALUES (:c, :k, '{{}}', CAST(:v AS {kind}))")
-        told = [{"c": collection, "k": f"k{i}", "v": "[" + ",".join(f"{x:.7g}" for x in v) + "]"} for i, v in enumerate(vectors)]
-        database.write(lambda c: c.execute(insert, told))
-    store.delete(collection, "first")
 
 
 if __name__ == "__main__":
