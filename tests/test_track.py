@@ -192,20 +192,24 @@ def test_one_visit_has_no_forecast(study: tuple[Path, list[Truth]], service: Ser
     assert "one visit" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_mask_of_another_scan_is_refused_and_the_rest_goes_on(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+def test_a_mask_of_another_scan_or_a_scan_without_scale_is_refused_and_the_rest_goes_on(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
     from isocenter.core.geometry import Grid
     from isocenter.io import nifti
 
     (tmp_path / "wrong.nii.gz").write_bytes(nifti.write(np.ones((8, 8, 8), np.uint8), Grid((8, 8, 8)), compress=True, header=None))
 
+    (tmp_path / "unscaled.nrrd").write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 8 8 8\nencoding: raw\n\n" + bytes(512))
+
     def swap(told: dict[str, list[dict[str, object]]]) -> None:
         told["visits"][1]["mask"] = "wrong.nii.gz"
-        del told["visits"][3:]
+        told["visits"][3]["image"] = "unscaled.nrrd"
+        del told["visits"][4:]
 
     case = track(service, changed(study[0], tmp_path, swap), tmp_path / "out", options=TrackOptions(registration=None))
     assert case.visits[1].found is None
     assert "grid" in (case.visits[1].reason or "")
     assert case.visits[2].found
+    assert (case.visits[3].found, "how large its voxels are" in (case.visits[3].reason or "")) == (None, True)
 
 
 @pytest.mark.parametrize(

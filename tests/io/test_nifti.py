@@ -201,6 +201,25 @@ def test_colours_become_brightness() -> None:
     np.testing.assert_array_equal(volume.array[0], np.asarray(Image.fromarray(rgb[0]).convert("L")))
 
 
+@pytest.mark.parametrize(
+    ("changes", "scale"),
+    [
+        ({}, "full"),  # by its sform, whatever the spacing
+        ({"pixdim": 0}, "full"),
+        ({"xyzt_units": 0}, "full"),  # millimetres, as everybody reads it
+        ({"sform_code": 0, "qform_code": 1}, "full"),
+        ({"sform_code": 0, "qform_code": 1, "pixdim": (1, 0, 2, 2, 1, 1, 1, 1)}, "none"),
+        ({"sform_code": 0, "qform_code": 0, "pixdim": 0}, "none"),
+        ({"sform_code": 0, "qform_code": 0, "pixdim": (1, 2, 2, 0, 1, 1, 1, 1)}, "plane"),
+    ],
+)
+def test_what_a_header_does_not_say_of_its_scale(changes: dict[str, Any], scale: str) -> None:
+    volume = read(patched(plain(), **changes))
+    assert volume.source.scale == scale
+    said = " ".join(volume.source.notes)
+    assert ("measurements mean nothing" in said, "there are no volumes" in said) == (scale == "none", scale == "plane")
+
+
 def test_axes_of_one_step_are_dropped_and_series_are_refused() -> None:
     data = patched(plain((4, 3, 2)), dim=(5, 4, 3, 2, 1, 1, 1, 1))
     assert read(data).shape == (2, 3, 4)

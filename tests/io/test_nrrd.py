@@ -130,6 +130,28 @@ def test_the_other_ways_to_write_a_header() -> None:
     np.testing.assert_array_equal(packed.array, VOXELS)
 
 
+@pytest.mark.parametrize(
+    ("data", "scale", "spacing"),
+    [
+        (made(), "full", (2, 3, 4)),
+        (made(space_directions=None), "none", (1, 1, 1)),
+        (made(space_directions=None, spacings="nan 3 4"), "none", (1, 3, 4)),
+        (made(space_directions=None, spacings="2 3 nan"), "plane", (2, 3, 1)),
+        (made(space_directions=None, spacings="2 3 4"), "full", (2, 3, 4)),
+        (made(sizes="4 6", dimension="2", space_directions="(2,0,0) (0,3,0)", kinds="domain domain"), "plane", (2, 3, 1)),
+        (mha(), "full", (2, 3, 4)),
+        (mha(ElementSpacing=None), "none", (1, 1, 1)),
+        (mha().replace(b"ElementSpacing", b"ElementSize"), "full", (2, 3, 4)),
+    ],
+)
+def test_what_a_header_does_not_say_of_its_scale(data: bytes, scale: str, spacing: tuple[float, ...]) -> None:
+    volume = read(data)
+    assert (volume.source.scale, volume.spacing) == (scale, spacing)
+    said = " ".join(volume.source.notes)
+    assert ("measurements mean nothing" in said) == (scale == "none")
+    assert ("there are no volumes" in said) == (scale == "plane" and volume.shape[0] > 1)
+
+
 def test_axes_that_are_not_space() -> None:
     one = read(made(sizes="1 4 3 2", dimension="4", space_directions="none (2,0,0) (0,3,0) (0,0,4)", kinds="list domain domain domain"))
     np.testing.assert_array_equal(one.array, VOXELS)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isocenter.analysis import appearance, lesions, slices
 from isocenter.analysis.case import NO_SCAN, Found, MeasuredVisit
 from isocenter.analysis.report.scans import each_lesion
-from isocenter.core.errors import IsocenterError, ModelError, UsageError
+from isocenter.core.errors import GeometryError, IsocenterError, ModelError, UsageError
 from isocenter.core.geometry import onto
 from isocenter.core.model import QUIET, Run, Task
 from isocenter.core.patient import Timepoint
@@ -112,7 +112,9 @@ def open_scan(service: Service, visit: VisitFiles) -> Volume:
 def _measure(
     service: Service, study: StudyFiles, visit: VisitFiles, scan: Volume, folder: Path, options: TrackOptions, key: VisitKey, run: Run
 ) -> files.Kept:
-    """Segment and measure a visit, and leave its files."""
+    """Segment and measure a visit, and leave its files. Raises `GeometryError` for a scan whose file does not say how large a voxel is."""
+    if scan.source.scale != "full":
+        raise GeometryError("the scan's file does not say how large its voxels are, so nothing can be measured in it")
     mask, method, notes = _mask(service, visit, scan, options, run)
     found, vectors, touching = _lesions(study, mask, scan, method, options)
     notes = (*notes, *touching)

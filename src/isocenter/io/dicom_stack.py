@@ -18,6 +18,7 @@ from isocenter.core.errors import GeometryError, LimitError
 from isocenter.core.geometry import Grid, Triple
 from isocenter.core.settings import Limits
 from isocenter.core.volume import Scale
+from isocenter.io import raw
 from isocenter.io.dicom_image import Slice
 
 #: Two images lie at one place when they are nearer than this, mm.
@@ -51,7 +52,7 @@ def stack(images: list[Slice], limits: Limits) -> Stack:
         return _flat(images, notes)
     if first.spacing is None:
         spacing, note = _pixel_size(first)
-        if note == _GUESSED:
+        if note == raw.NO_SCALE:
             raise GeometryError("the images have positions but no pixel spacing, so nothing could be measured in them")
         notes.append(note)
         images = [replace(s, spacing=spacing) for s in images]
@@ -107,8 +108,6 @@ def _axes(image: Slice) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArr
 
 # -- images without a place --------------------------------------------------------------------------------------------
 
-_GUESSED = "The image does not say how large its pixels are; 1 mm was assumed, so measurements mean nothing."
-
 
 def _pixel_size(image: Slice) -> tuple[tuple[float, float], str]:
     """Spacing from the attributes that projection images and scanned films have, with a note."""
@@ -119,7 +118,7 @@ def _pixel_size(image: Slice) -> tuple[tuple[float, float], str]:
         value = image.header.numbers(tag)
         if value and len(value) == 2 and all(0 < v < 1e6 for v in value):
             return (value[0], value[1]), note
-    return (1.0, 1.0), _GUESSED
+    return (1.0, 1.0), raw.NO_SCALE
 
 
 def _flat(images: list[Slice], notes: list[str]) -> Stack:
@@ -133,7 +132,7 @@ def _flat(images: list[Slice], notes: list[str]) -> Stack:
         spacing, note = _pixel_size(first)
         notes.append(note)
     step = first.step or 1.0
-    scale: Scale = "none" if _GUESSED in notes else "full" if first.step else "plane"
+    scale: Scale = "none" if raw.NO_SCALE in notes else "full" if first.step else "plane"
     if len(images) > 1:
         notes.append("The frames carry no position; they were stacked in their order" + (", 1 mm apart." if not first.step else "."))
     shape = (len(images), first.form.rows, first.form.columns)

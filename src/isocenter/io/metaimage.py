@@ -21,6 +21,7 @@ _TYPES = {
 #: The header's last line says where the voxels are.
 _LAST = b"elementdatafile"
 _MAX_HEADER = 1 << 16
+_SPACINGS = ("elementspacing", "elementsize")
 
 
 def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
@@ -36,7 +37,9 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     stream: raw.Stream = gz.Inflater(file, zlib=True) if packed else raw.Plain(file)
     flat, notes = raw.voxels(stream, voxels, kind, channels)
     stream.check()
-    return Volume.on_grid(flat.reshape(grid.shape), grid, source=Source("metaimage", notes))
+    named = any(name in fields for name in _SPACINGS)
+    scale, unscaled = raw.scale_of([named] * int(fields["ndims"]))
+    return Volume.on_grid(flat.reshape(grid.shape), grid, source=Source("metaimage", unscaled + notes, scale=scale))
 
 
 def _fields(file: BinaryIO) -> tuple[dict[str, str], int]:
@@ -93,7 +96,7 @@ def _grid(fields: Mapping[str, str]) -> Grid:
         raise UnsupportedError("an image of two or three axes, each of at least one voxel, is needed")
     affine = np.eye(4)
     spatial = min(axes, 3)
-    spacing = _first(fields, ("elementspacing", "elementsize"), axes, [1.0] * axes)
+    spacing = _first(fields, _SPACINGS, axes, [1.0] * axes)
     turn = _first(fields, ("transformmatrix", "rotation", "orientation"), axes * axes, np.eye(axes).ravel().tolist())
     origin = _first(fields, ("offset", "position", "origin"), axes, [0.0] * axes)
     raw.check_affine(np.array([*spacing, *turn]))

@@ -43,7 +43,7 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     stream.skip(header.offset - len(start))
     voxels, notes = _voxels(stream, header)
     stream.check()
-    source = Source("nifti", header.notes + notes, header.raw)
+    source = Source("nifti", header.notes + notes, header.raw, scale=header.scale)
     return Volume.on_grid(voxels, header.grid, source=source)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, InputError, UnsupportedError
 from isocenter.core.geometry import Grid
+from isocenter.core.volume import Scale
 from isocenter.io import raw
 
 _V1 = [
@@ -46,7 +47,7 @@ _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
 @dataclass(frozen=True)
 class Header:
     """What a NIfTI header says. raw: its 348 or 540 bytes. shape: (z, y, x). kind: the file's numpy type, with its byte
-    order. channels: bytes of a colour voxel, 0 for numbers. offset: where the voxels begin.
+    order. channels: bytes of a colour voxel, 0 for numbers. offset: where the voxels begin. scale: as `Source` has it.
     """
 
     raw: bytes
@@ -58,6 +59,7 @@ class Header:
     inter: float
     grid: Grid
     notes: tuple[str, ...] = ()
+    scale: Scale = "full"
 
     @property
     def voxels(self) -> int:
@@ -114,9 +116,12 @@ def parse(head: bytes) -> Header:
     slope, inter = _scaling(float(found["scl_slope"]), float(found["scl_inter"]))
     # Nonsense in the header gives nonsense here, which is refused right after.
     with np.errstate(all="ignore"):
-        affine, notes = _affine(found, shape)
+        affine, notes, placed = _affine(found, shape)
+    # A spacing of 0 is none; who has a usable sform needs no other.
+    steps = found["pixdim"][1 : 3 if found["dim"][0] == 2 else 4]
+    scale, unscaled = ("full", ()) if placed else raw.scale_of([bool(step != 0) for step in steps])
     head = head[: found.dtype.itemsize]
-    return Header(head, shape, kind, COLOUR.get(code, 0), start, slope, inter, Grid.from_affine_ras(affine, shape), notes)
+    return Header(head, shape, kind, COLOUR.get(code, 0), start, slope, inter, Grid.from_affine_ras(affine, shape), unscaled + notes, scale)
 
 
 def _shape(dim: list[int]) -> tuple[int, int, int]:
@@ -144,9 +149,10 @@ def _scaling(slope: float, inter: float) -> tuple[float, float]:
     return slope, inter
 
 
-def _affine(found: NDArray[np.void], shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Voxel (x, y, z) to RAS mm: the sform if there is one, else the qform, else spacing alone with 0 in the centre."""
+def _affine(found: NDArray[np.void], shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[str, ...], bool]:
+    """Voxel (x, y, z) to RAS mm: the sform if there is one, else the qform, else spacing alone with 0 in the centre; notes; whether by sform."""
     notes: tuple[str, ...] = ()
+    usable = False
     affine = np.eye(4)
     if found["sform_code"] > 0:
         affine[:3] = found["srow"]
@@ -167,7 +173,7 @@ def _affine(found: NDArray[np.void], shape: tuple[int, int, int]) -> tuple[NDArr
         notes = ("The header does not say how the image lies in the patient; left and right may be exchanged.",)
     raw.check_affine(affine)
     affine[:3] *= _UNITS.get(int(found["xyzt_units"]) & 7, 1.0)
-    return affine, notes
+    return affine, notes, usable
 
 
 def _spacing(found: NDArray[np.void]) -> NDArray[np.float64]:

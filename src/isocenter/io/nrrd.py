@@ -19,7 +19,7 @@ from isocenter.core.errors import GeometryError, InputError, UnsupportedError
 from isocenter.core.geometry import Grid
 from isocenter.core.segmentation import Code, Segmentation
 from isocenter.core.settings import Limits
-from isocenter.core.volume import Source, Volume
+from isocenter.core.volume import Scale, Source, Volume
 from isocenter.io import gz, metaimage, raw
 
 _TYPES = {
@@ -64,7 +64,7 @@ def read(file: BinaryIO, size: int, *, limits: Limits) -> Volume:
     stream: raw.Stream = gz.Inflater(file) if packed else raw.Plain(file)
     flat, notes = raw.voxels(stream, plan.voxels, plan.kind, plan.channels)
     stream.check()
-    source = Source("nrrd", plan.notes + notes)
+    source = Source("nrrd", plan.notes + notes, scale=plan.scale)
     return Volume.on_grid(flat.reshape(plan.grid.shape), plan.grid, source=source)
 
 
@@ -98,6 +98,7 @@ class _Plan:
     kind: np.dtype[np.generic]
     channels: int
     notes: tuple[str, ...]
+    scale: Scale
 
     @property
     def voxels(self) -> int:
@@ -124,8 +125,8 @@ def _plan(fields: Mapping[str, str]) -> _Plan:
     if not sizes or str(len(sizes)) != fields.get("dimension", "") or min(sizes) < 1:
         raise InputError("the NRRD header's sizes do not fit its dimension")
     spatial, channels = _axes(fields, sizes, kind)
-    grid, notes = _grid(fields, sizes, spatial)
-    return _Plan(grid, kind, channels, notes)
+    grid, notes, scale = _grid(fields, sizes, spatial)
+    return _Plan(grid, kind, channels, notes, scale)
 
 
 def _axes(fields: Mapping[str, str], sizes: list[int], kind: np.dtype[np.generic]) -> tuple[list[int], int]:
@@ -153,10 +154,11 @@ def _axes(fields: Mapping[str, str], sizes: list[int], kind: np.dtype[np.generic
     return spatial, channels
 
 
-def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tuple[Grid, tuple[str, ...]]:
-    """The grid in LPS, from whichever of the two ways of writing it the header has."""
+def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tuple[Grid, tuple[str, ...], Scale]:
+    """The grid in LPS, from whichever of the two ways of writing it the header has; notes; what of its scale the header states."""
     affine = np.eye(4)
     notes: tuple[str, ...] = ()
+    given = [True] * len(spatial)
     space = fields.get("space", "").lower()
     directions = _split_vectors(fields.get("space directions", ""))
     if len(directions) == len(sizes):
@@ -171,11 +173,12 @@ def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tu
             normal = np.cross(affine[:3, 0], affine[:3, 1])
             affine[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
     else:
-        spacings = _numbers(fields.get("spacings", ""), "spacings") or [1.0] * len(sizes)
+        spacings = _numbers(fields.get("spacings", ""), "spacings") or [math.nan] * len(sizes)
         if len(spacings) != len(sizes):
             raise GeometryError("the NRRD header's spacings do not fit its dimension")
+        given = [not math.isnan(spacings[axis]) for axis in spatial]  # the format's way to say that it is not known
         for column, axis in enumerate(spatial):
-            affine[column, column] = spacings[axis] if math.isfinite(spacings[axis]) else 1.0
+            affine[column, column] = spacings[axis] if given[column] else 1.0
     raw.check_affine(affine)
     if space in _SPACES:
         affine[:2] *= np.array(_SPACES[space])[:, None]
@@ -185,8 +188,9 @@ def _grid(fields: Mapping[str, str], sizes: list[int], spatial: list[int]) -> tu
     if len(units) > 1:
         raise GeometryError("the NRRD header's axes have different units of length")
     affine[:3] *= _UNITS[units.pop()] if units else 1.0
+    scale, unscaled = raw.scale_of(given)
     z, y, x = [*reversed([sizes[axis] for axis in spatial])] if len(spatial) == 3 else (1, sizes[spatial[1]], sizes[spatial[0]])
-    return Grid.from_affine_lps(affine, (z, y, x)), notes
+    return Grid.from_affine_lps(affine, (z, y, x)), unscaled + notes, scale
 
 
 def _split_vectors(text: str) -> list[str]:

@@ -163,7 +163,7 @@ def _amount(voxels: int, volume: Volume) -> str:
     if not voxels:
         return "not found"
     if volume.source.scale != "full":
-        return f"{voxels:,} pixels".replace(",", " ")
+        return f"{voxels:,} {'pixels' if volume.shape[0] == 1 else 'voxels'}".replace(",", " ")
     millilitres = voxels * volume.grid.voxel_mm3 / 1000
     digits = 0 if millilitres >= 100 else 1 if millilitres >= 10 else 2
     return f"{millilitres:,.{digits}f} ml".replace(",", " ")
@@ -275,7 +275,8 @@ def _annotate(canvas: Any, planes: list[_Plane], places: list[tuple[int, int]], 
             _say(draw, (x, y), letter, small, anchor)
         if width >= 150:
             _say(draw, (left + 6, top + 5), f"{plane.name} {plane.index + 1}/{plane.count}", small, "la", FAINT)
-    _scale_bar(draw, planes[0], places[0], scale)
+    if volume.source.scale != "none":
+        _scale_bar(draw, planes[0], places[0], scale)
 
 
 def _scale_bar(draw: Any, plane: _Plane, place: tuple[int, int], scale: float) -> None:

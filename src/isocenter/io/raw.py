@@ -6,7 +6,7 @@ What every format has in common that stores plain numbers behind a header (NIfTI
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from isocenter.core.errors import GeometryError, InputError, LimitError, MemoryLimitError, UnsupportedError
 from isocenter.core.settings import Limits
+from isocenter.core.volume import Scale
 
 #: Bytes handled at once: small enough for the processor's cache and for nobody's memory to notice.
 STEP = 2 << 20
 #: No position of a voxel lies further away, in mm.
 MOST_MM = 1e12
+NO_SCALE = "The image does not say how large its pixels are; 1 mm was assumed, so measurements mean nothing."
+NO_THICKNESS = "The image does not say how far apart its slices are; 1 mm was assumed, so there are no volumes."
 SHORT = "the file is cut short: it holds fewer voxels than its header declares"
 
 
@@ -80,6 +83,15 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     """Refuse a matrix with which one could not even calculate."""
     if not np.isfinite(affine).all() or np.abs(affine).max() > MOST_MM:
         raise GeometryError("the header's position or spacing is not a finite number, or out of all proportion")
+
+
+def scale_of(given: Sequence[bool]) -> tuple[Scale, tuple[str, ...]]:
+    """The scale of an image, and what is to be said of it. given: by axis (x, y and perhaps z), whether its file states the spacing."""
+    if not all(given[:2]):
+        return "none", (NO_SCALE,)
+    if all(given[2:]) and len(given) > 2:
+        return "full", ()
+    return "plane", (NO_THICKNESS,) if len(given) > 2 else ()
 
 
 def allocate(count: int, kind: np.dtype[np.generic] | type[np.generic]) -> NDArray[np.generic]:
