@@ -192,7 +192,7 @@ def test_one_visit_has_no_forecast(study: tuple[Path, list[Truth]], service: Ser
     assert "one visit" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_mask_of_another_scan_or_a_scan_without_scale_is_refused_and_the_rest_goes_on(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
+def test_a_mask_of_another_scan_and_a_scan_without_scale_are_refused(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
     from isocenter.core.geometry import Grid
     from isocenter.io import nifti
 
