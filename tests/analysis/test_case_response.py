@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from isocenter.analysis.case import Case, Found, MeasuredVisit, assemble
 from isocenter.analysis.case_json import as_dict
 from isocenter.analysis.lesions import lesions
 from isocenter.analysis.report import content
+from isocenter.analysis.response.visit import Category
 from isocenter.core.errors import UsageError
 from isocenter.core.geometry import Grid
 from isocenter.core.patient import Patient, TherapyEvent, Timepoint
@@ -94,6 +96,63 @@ def test_every_criterion_is_in_the_answer() -> None:
     assert any(n.startswith("day 40, RANO: PD") for n in seen.notes)
     with pytest.raises(UsageError, match="percist"):
         case(visit("a", 0, ball), visit("b", 40, ball), criteria=("percist",))
+
+
+def test_a_baseline_long_before_treatment_is_told() -> None:
+    ball = (12, 30, 30, 12)
+
+    def told(start_day: float) -> list[str]:
+        visits = (visit("a", 0, ball), visit("b", 40, ball), visit("c", 90, ball))
+        return [n for n in case(*visits, therapies=(TherapyEvent("t", "chemo", start_day),)).notes if "section 4.1" in n]
+
+    assert not told(28)
+    assert "35 days after the baseline:" in told(35)[0]
+    assert "45 days after the baseline; b is nearer" in told(45)[0]
+    assert not told(-300), "treated before is not too early"
+
+
+def test_a_response_by_rano_must_last() -> None:
+    steady = {"flair": "stable", "clinical": "better", "steroids": "none"}
+    start, half = visit("a", 0, (12, 30, 30, 14)), (12, 30, 30, 8)
+    for day, lasts in ((80, False), (88, True)):
+        later = [replace(visit(name, d, half), assessment=steady) for name, d in (("b", 60), ("c", day))]
+        seen = case(start, *later, criteria=("rano",))
+        assert categories(seen, "rano") == ["PR", "PR"]
+        notes = [n for n in seen.notes if "was not seen again" in n and "RANO" in n]
+        assert [n.split(",")[0] for n in notes] == ([] if lasts else ["day 60"])
+
+
+def test_each_visit_has_its_own_error_in_the_probabilities() -> None:
+    """A target that is large at first and small later: its later size is as sure as small sizes are."""
+    seen = case(visit("a", 0, (12, 30, 30, 16)), visit("b", 60, (12, 30, 30, 4.2)), visit("c", 90, (12, 30, 30, 6.4)))
+    _, small, now = (seen.at(name)[0] for name in "abc")
+    rise = (now.longest_mm or 0) - (small.longest_mm or 0)
+    assert categories(seen)[1] == "PD"
+    # Rise against five millimetres, both sizes with their own errors; the smallest sum is the drawn one.
+    expected = NormalDist().cdf((rise - 5) / math.hypot(small.sd_mm or 0, now.sd_mm or 0))
+    assert seen.chances[1][Category.PD] == pytest.approx(expected, abs=0.06)
+
+
+def test_new_lesions_confirm_progression_by_growing_or_by_number() -> None:
+    """iRECIST, page e147: a first new lesion is iUPD; 5 mm more of it, or another one, 4 to 8 weeks later confirms, the same lesion does not."""
+    ball = (12, 15, 15, 10)
+
+    def immune(*later: tuple[tuple[float, float, float, float], ...]) -> list[str]:
+        visits = [visit(f"v{k}", 40.0 * k, ball, *more) for k, more in enumerate(((), *later))]
+        seen = case(*visits, criteria=("irecist",))
+        assert categories(seen) == ["PD" if more else "SD" for more in later], "RECIST 1.1 does not wait"
+        return [str(r.category) for r in seen.irecist]
+
+    new, grown, other = (14, 45, 45, 7), (14, 45, 45, 10.5), (8, 45, 20, 7)
+    assert immune((new,), (new,)) == ["iUPD", "iUPD"]
+    assert immune((new,), (grown,)) == ["iUPD", "iCPD"]
+    assert immune((new,), (new, other)) == ["iUPD", "iCPD"]
+    assert immune((new,), ()) == ["iUPD", "iSD"]
+    assert immune((new,), (), (new,)) == ["iUPD", "iSD", "iUPD"], "the bar was reset"
+    said = [visit("a", 0, ball), replace(visit("b", 40, ball), new_lesions=True), replace(visit("c", 80, ball), new_lesions=True)]
+    assert [str(r.category) for r in case(*said, criteria=("irecist",)).irecist] == ["iUPD", "iUPD"], "nobody said that it grew"
+    denied = [visit("a", 0, ball), replace(visit("b", 40, ball, new), new_lesions=False)]
+    assert [str(r.category) for r in case(*denied, criteria=("irecist",)).irecist] == ["iSD"]
 
 
 def test_what_people_say_of_a_visit_counts() -> None:

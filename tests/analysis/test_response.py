@@ -161,10 +161,11 @@ def test_what_was_not_evaluated_confirms_nothing_and_takes_nothing_away() -> Non
     assert best(CR, NE, CR) is CR
     assert best(PR, NE, CR) is PR
     rows = [Response(42.0 * (i + 1), c, c, None, None, None, None, None) for i, c in enumerate((PR, CR, NE))]
-    told = unconfirmed(rows, 0)
+    told = unconfirmed(rows, CR, PR)
     assert told is not None
     assert told.startswith("best overall response CR, confirmed PR: CR on day 84 was not seen again at least 4 weeks later (after it: NE).")
-    assert unconfirmed([*rows, Response(168, CR, CR, None, None, None, None, None)], 0) is None
+    assert (best_overall(rows, 0, confirm=False), best_overall(rows, 0, confirm=True)) == (CR, PR)
+    assert unconfirmed([*rows, Response(168, CR, CR, None, None, None, None, None)], CR, CR) is None
     alone = course(Visit(0, {}), Visit(56, {}, non_targets=NonTargets.CR))
     assert alone == [CR]
     judged = respond(Visit(0, {}), [Visit(56, {}, non_targets=NonTargets.CR)])
@@ -211,6 +212,68 @@ def test_laws(table: list[list[float | str]]) -> None:
     for r in responses:
         if r.category is PD and r.sum is not None and r.nadir is not None:
             assert r.sum >= max(1.2 * r.nadir, r.nadir + 5) - 1e-6 or any("back" in reason for reason in r.reasons)
+
+
+def test_what_a_radiologist_would_try() -> None:
+    """RECIST 1.1, sections 4.3, 4.4 and 4.6: rules that meet."""
+    # Over a visit that was not evaluated the smallest sum stays what it was.
+    assert course(visit(0, 100), visit(56, 50), visit(112, NOT_EVALUATED), visit(168, 60)) == [PR, NE, PD]
+    # Progression against the smallest sum, though the sum is still 40 % below the baseline; and the sum before progression is no new start.
+    assert course(visit(0, 100), visit(40, 50), visit(80, 60), visit(120, 55)) == [PR, PD, PR]
+    # 20 % and 5 mm each on their own are not enough.
+    assert course(visit(0, 24), visit(56, 28.9)) == [SD]
+    assert course(visit(0, 200), visit(56, 230)) == [SD]
+    # Sums of tenths of a millimetre: 1.2 * 33.3 is met, up to rounding.
+    assert course(visit(0, 11.1, 11.1, 11.1), visit(56, 13.32, 13.32, 13.32)) == [PD]
+    # Targets gone and nodes at 10: no complete response; at 9.9 with non-target disease: partial.
+    assert course(visit(0, 20, 16, nodes="b"), visit(56, ABSENT, 10, nodes="b")) == [PR]
+    assert course(visit(0, 20, 16, nodes="b", non=NonTargets.NON), visit(56, ABSENT, 9.9, nodes="b", non=NonTargets.NON)) == [PR]
+    # Nodes alone: a complete response has a sum above 0, a node that is gone from the picture counts 0.
+    assert [r.sum for r in recist.respond(visit(0, 18, 16, nodes="ab"), [visit(56, 9, ABSENT, nodes="ab")])] == [9]
+    assert course(visit(0, 18, 16, nodes="ab"), visit(56, 9, ABSENT, nodes="ab")) == [CR]
+    # A lesion that is missing shows no progression by itself, and what is left may.
+    assert course(visit(0, 10, 40), visit(56, 10, 20), visit(112, NOT_EVALUATED, 34)) == [PR, NE]
+    assert course(visit(0, 10, 40), visit(56, 10, 20), visit(112, NOT_EVALUATED, 36)) == [PR, PD]
+    # After a complete response and a missed visit, what is back is progression still.
+    assert course(visit(0, 30), visit(56, ABSENT), visit(112, NOT_EVALUATED), visit(168, 3)) == [CR, NE, PD]
+    # A complete response of the targets alone is none: what is back is added to the sum.
+    rest = NonTargets.NON
+    assert course(visit(0, 30, non=rest), visit(56, ABSENT, non=rest), visit(112, 4, non=rest)) == [PR, PR]
+
+
+def test_confirmation_and_stability_to_the_day() -> None:
+    def rows(*seen: tuple[float, Category]) -> list[Response]:
+        return [Response(day, c, c, None, None, None, None, None) for day, c in seen]
+
+    assert best_overall(rows((42, PR), (70, PR)), 0, confirm=True) is PR, "four weeks"
+    assert best_overall(rows((42, PR), (69, PR)), 0, confirm=True) is SD
+    assert best_overall(rows((42, SD), (50, PD)), 0, confirm=True) is SD, "six weeks"
+    assert best_overall(rows((41, SD), (50, PD)), 0, confirm=True) is PD
+    assert best_overall(rows((41, SD)), 0, confirm=True) is NE
+    assert best_overall(rows((56, SD)), 14, confirm=True) is SD, "from the baseline on, whatever its day"
+    assert best_overall(rows((55, SD)), 14, confirm=True) is NE
+    assert best_overall(rows((42, PR), (60, SD), (90, PR)), 0, confirm=True) is SD, "interrupted by stability"
+    assert best_overall(rows((42, CR), (84, PR), (126, PR)), 0, confirm=True) is PR, "the first may not have been complete (table 3, note)"
+    assert best_overall(rows((84, PR), (42, PR)), 0, confirm=True) is PR, "in any order"
+    assert best_overall([], 0, confirm=True) is NE
+
+
+def test_immune_windows_to_the_day_and_against_the_progression_that_waits() -> None:
+    assert immune(visit(0, 50), visit(42, 62), visit(70, 67)) == [ICategory.IUPD, ICategory.ICPD], "four weeks, 5 mm"
+    assert immune(visit(0, 50), visit(42, 62), visit(69, 67)) == [ICategory.IUPD, ICategory.IUPD]
+    late = irecist.respond(visit(0, 50), [visit(42, 62), visit(99, 67)])
+    assert late[-1].category is ICategory.ICPD
+    assert "later than the 8 weeks" in late[-1].reasons[-1]
+    # A missed visit neither confirms nor resets; back to stability resets, and the next progression waits anew.
+    assert immune(visit(0, 50), visit(42, 62), visit(77, NOT_EVALUATED), visit(90, 68)) == [ICategory.IUPD, ICategory.NE, ICategory.ICPD]
+    assert immune(visit(0, 50), visit(42, 62), visit(77, 55), visit(119, 62), visit(154, 62)) == [
+        ICategory.IUPD,
+        ICategory.ISD,
+        ICategory.IUPD,
+        ICategory.IUPD,
+    ]
+    # Nothing that is seen afterwards takes confirmed progression back.
+    assert immune(visit(0, 50), visit(42, 62), visit(77, 68), visit(119, ABSENT)) == [ICategory.IUPD, ICategory.ICPD, ICategory.ICPD]
 
 
 def immune(*visits: Visit, new: list[NewLesions] | None = None) -> list[ICategory]:
@@ -274,6 +337,25 @@ def test_rano_needs_all_for_response_and_one_for_progression() -> None:
     assert seen(1000, day=60, end=0) is NE, "within twelve weeks of radiotherapy"
     assert seen(1000, Status(Trend.STABLE, Trend.STABLE, Trend.STABLE, outside_field=True), day=60, end=0) is PD
     assert seen(1000, day=85, end=0) is PD
+    assert seen(800, Status(Trend.STABLE, Trend.STABLE, Trend.WORSE)) is SD, "more steroids alone are no progression"
+    assert seen(400, Status(Trend.STABLE, Trend.STABLE, Trend.WORSE)) is SD, "and no response"
+    assert seen(800, Status(Trend.WORSE, Trend.STABLE, Trend.BETTER)) is SD, "on falling steroids oedema is not certain either"
+    assert seen(800, Status(Trend.STABLE, Trend.WORSE, Trend.STABLE), day=60, end=0) is NE, "clinical decline alone is not enough in 12 weeks"
+    assert seen(NOT_EVALUATED) is NE
+
+
+def test_rano_without_measurable_disease_is_stable_at_best() -> None:
+    good = Status(Trend.STABLE, Trend.STABLE, Trend.STABLE, no_steroids=True)
+
+    def seen(non: NonTargets, status: Status = good, *, new: bool = False) -> Category:
+        return rano.respond(Visit(0, {}), [Visit(120, {}, non_targets=non, new_lesions=new)], {120: status})[0].category
+
+    assert seen(NonTargets.NON) is SD
+    assert seen(NonTargets.CR) is SD
+    assert seen(NonTargets.NE) is NE
+    assert seen(NonTargets.NON, Status()) is NE, "nobody said how the patient is"
+    assert seen(NonTargets.PD) is PD
+    assert seen(NonTargets.NON, new=True) is PD
 
 
 def test_rano_responses_last_four_weeks() -> None:

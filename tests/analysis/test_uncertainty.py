@@ -129,7 +129,7 @@ def test_probabilities_of_a_category_are_its_frequencies() -> None:
         sizes = [start, start * rng.uniform(0.45, 1.35), start * rng.uniform(0.45, 1.35)]
         real, seen = (
             [Visit(60.0 * k, {n: measured(float(s)) for n, s in zip("abc", row, strict=True)}) for k, row in enumerate(rows)]
-            for rows in (sizes, [s + error.at(s) * rng.standard_normal(3) for s in sizes])
+            for rows in (sizes, [s + (error.constant_mm + error.share * s) * rng.standard_normal(3) for s in sizes])
         )
         found = probabilities(seen[0], seen[1:], lambda name, size: error.at(size), recist.respond, draws=60)
         for chances, truth, shown in zip(found, recist.respond(real[0], real[1:]), recist.respond(seen[0], seen[1:]), strict=True):

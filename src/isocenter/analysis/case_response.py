@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from isocenter.analysis.case_immune import extent, new_lesions
 from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
 from isocenter.analysis.tracking.graph import Event, LesionGraph, merged_into, split_off
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: A lesion that was not there before is unequivocally new from this diameter on (measurable, RECIST 1.1 section 3.1.1).
 NEW_MM = 10.0
+#: RECIST 1.1, section 4.1: how long before treatment the baseline may be.
+_BASELINE_DAYS = 28.0
 #: Criteria that are judged by when they are asked for, and those that always are.
 CRITERIA = {"irecist": "iRECIST", "mrecist": "mRECIST", "rano": "RANO"}
 ALWAYS = ("recist_1.1", "volumetric")
@@ -86,30 +89,59 @@ def respond(
     by_recist = tuple(recist.respond(start, follow_ups))
     responses = {"recist_1.1": by_recist}
     responses["volumetric"] = tuple(volumetric.respond(_as_visit(seen, baseline, "volume_mm3"), [_as_visit(seen, v, "volume_mm3") for v in later]))
-    immune = tuple(irecist.respond(start, follow_ups)) if "irecist" in criteria else ()
+    immune: tuple[irecist.IResponse, ...] = ()
+    if "irecist" in criteria:
+        news = new_lesions(later, lesions, lambda k: _began_new(k.track, graph), NEW_MM)
+        immune = tuple(irecist.respond(start, follow_ups, news))
     if "mrecist" in criteria:
         responses["mrecist"] = tuple(mrecist.respond(start, follow_ups))
     if "rano" in criteria:
         responses["rano"] = _by_rano(seen, later, therapies)
     notes += [f"day {a.day:g}, iRECIST: {a.category} ({'; '.join(a.reasons)})" for a in immune]
     notes += [f"day {a.day:g}, {CRITERIA[c]}: {a.category} ({'; '.join(a.reasons)})" for c in ("mrecist", "rano") for a in responses.get(c, ())]
+    notes += _passing(responses.get("rano", ()))
     first_day = baseline.timepoint.day
-    if taken_away := recist.unconfirmed(by_recist, first_day):
+    notes += _too_early(visits, first_day, therapies)
+    best, best_seen = (recist.best_overall(by_recist, first_day, confirm=c) for c in (True, False))
+    if taken_away := recist.unconfirmed(by_recist, best_seen, best):
         notes.append(taken_away)
-    spread = {t: max((lesion.sd_mm or 0.0 for lesion in lesions if lesion.track == t), default=0.0) for t in targets}
-    chances = tuple(probabilities(start, follow_ups, spread, recist.respond, draws=500)) if targets else ()
+    spread = _errors(seen, (baseline, *later))
+    chances = tuple(probabilities(start, follow_ups, lambda t, size: spread[t, size], recist.respond, draws=500)) if targets else ()
     if not targets:
         notes.append("no lesion at baseline is large enough to be a target (10 mm, nodes 15 mm)")
     return Judged(
         responses,
         immune,
-        recist.best_overall(by_recist, first_day, confirm=True),
-        recist.best_overall(by_recist, first_day, confirm=False),
+        best,
+        best_seen,
         tuple(_sum_sd(seen, v) if r.sum is not None else None for v, r in zip(later, by_recist, strict=True)),
         baseline_sd,
         chances,
         tuple(dict.fromkeys(notes)),
     )
+
+
+def _passing(responses: Sequence[Response]) -> list[str]:
+    """A word for the first of each run of responses by RANO that did not last."""
+    before = [None, *(r.category for r in responses)]
+    return [
+        f"day {r.day:g}, RANO: {r.category} was not seen again at least 4 weeks later, so it is worth {kept} so far (page 1967)"
+        for r, kept, last in zip(responses, rano.confirmed(responses), before, strict=False)
+        if r.category is not kept and last not in (r.category, Category.CR)
+    ]
+
+
+def _too_early(visits: Sequence[MeasuredVisit], baseline_day: float, therapies: Sequence[TherapyEvent]) -> list[str]:
+    """A word where treatment began long after the baseline, or after another scan (RECIST 1.1, section 4.1), since the first scan is the baseline."""
+    start = min((t.start_day for t in therapies), default=baseline_day)
+    between = [v.timepoint.timepoint_id for v in visits if v.found is not None and baseline_day < v.timepoint.day <= start]
+    if start - baseline_day <= _BASELINE_DAYS and not between:
+        return []
+    nearer = f"; {between[-1]} is nearer to it" if between else ""
+    return [
+        f"treatment began {start - baseline_day:g} days after the baseline{nearer}: RECIST 1.1 (section 4.1) wants a baseline as close as "
+        "possible to its start, at most 4 weeks before. Leave earlier scans out to judge from a later one"
+    ]
 
 
 def _by_rano(seen: _Seen, later: Sequence[MeasuredVisit], therapies: Sequence[TherapyEvent]) -> tuple[Response, ...]:
@@ -136,6 +168,17 @@ def _status(said: Mapping[str, str]) -> rano.Status:
     return rano.Status(
         rano.Trend(said.get("flair", "unknown")), rano.Trend(said.get("clinical", "unknown")), rano.Trend("stable" if none else steroids), none
     )
+
+
+def _errors(seen: _Seen, visits: Iterable[MeasuredVisit]) -> dict[tuple[str, float], float]:
+    """By target and its size at a visit: the standard deviation in mm of that size, of several parts together in squares."""
+    errors = {}
+    for visit in visits:
+        here = {k.track: k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id}
+        for target, state in _targets(seen, visit, None).items():
+            if state.size is not None:
+                errors[target, state.size] = of_sum([Uncertainty(0.0, 0.0, here[t].sd_mm or 0.0) for t in _of(seen, target, here)])
+    return errors
 
 
 def _sum_sd(seen: _Seen, visit: MeasuredVisit) -> float:
@@ -187,8 +230,8 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
     fresh = [lesion for lesion in here.values() if lesion.evaluable and _began_new(lesion.track, seen.graph)]
     new = visit.new_lesions
     if new is None:
-        new = any(_extent(lesion) >= NEW_MM for lesion in fresh)
-        small = [lesion.track for lesion in fresh if _extent(lesion) < NEW_MM]
+        new = any(extent(lesion) >= NEW_MM for lesion in fresh)
+        small = [lesion.track for lesion in fresh if extent(lesion) < NEW_MM]
         if small and not new:
             name = visit.timepoint.timepoint_id
             notes.append(f"{name}: {', '.join(small)} new but below {NEW_MM:g} mm, not taken as unequivocally new; say new_lesions to decide")
@@ -199,13 +242,8 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
     if visit.found is None or any((visit.timepoint.timepoint_id, track) in seen.blind for track in seen.non_targets):
         return new, NonTargets.NE
     # Nodes are normal below 10 mm, and their disease is gone (section 4.3.3).
-    left = [here[t] for t in seen.non_targets if t in here and not (here[t].is_node and _extent(here[t]) < recist.NODE_NORMAL_MM)]
+    left = [here[t] for t in seen.non_targets if t in here and not (here[t].is_node and extent(here[t]) < recist.NODE_NORMAL_MM)]
     return new, NonTargets.NON if left else NonTargets.CR
-
-
-def _extent(lesion: Lesion) -> float:
-    """The diameter that says whether a lesion is disease: of nodes the short axis (section 4.2)."""
-    return (lesion.short_axis_mm if lesion.is_node else lesion.longest_mm) or 0.0
 
 
 def _began_new(track: str, graph: LesionGraph) -> bool:

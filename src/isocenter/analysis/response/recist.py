@@ -196,9 +196,11 @@ def best_overall(
     return best
 
 
-def unconfirmed(responses: Sequence[Response], baseline_day: float) -> str | None:
-    """In words, what was seen that confirmation takes away, and why; None where both best responses are the same."""
-    seen, kept = (best_overall(responses, baseline_day, confirm=c) for c in (False, True))
+def unconfirmed(responses: Sequence[Response], seen: Category, kept: Category) -> str | None:
+    """In words, what was seen that confirmation takes away, and why; None where both best responses are the same.
+
+    seen, kept: `best_overall` without confirmation, and with it.
+    """
     if seen is kept:
         return None
     visits = _until_progression(responses)
