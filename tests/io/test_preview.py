@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from isocenter.core.geometry import Grid
 from isocenter.core.provenance import Provenance
@@ -88,6 +88,19 @@ def test_a_picture_is_shown_as_one_plane_without_millimetres() -> None:
     picture = drawn(preview.png(volume, answer(volume, mask)))
     rows, columns = np.argwhere(reddish(picture)[: picture.shape[0] - 70]).T
     assert (columns.max() - columns.min()) == pytest.approx(2 * (rows.max() - rows.min()), rel=0.05)
+
+
+@pytest.mark.parametrize("height", [8, 20, 40, 59, 60, 72, 89, 90, 200])
+def test_no_caption_covers_another(height: int) -> None:
+    """On the flat planes of few slices the plane's name stood on the letter of its left side."""
+    draw = ImageDraw.Draw(Image.new("RGB", (400, 400)))
+    plane = preview.Plane("sagittal", 2, 123, 256, (height, 300.0), "APSI")
+    captions = preview.captions(plane, height, 300)
+    assert [text for text, _, _ in captions] == [*"APSI"[: 4 if height >= 90 else 2], "sagittal 124/256"]
+    font = ImageFont.load_default(13)
+    boxes = [draw.textbbox((x + 50, y + 50), text, font=font, anchor=anchor, stroke_width=1) for text, (x, y), anchor in captions]
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
 
 
 def test_odd_volumes() -> None:

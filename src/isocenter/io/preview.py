@@ -35,7 +35,7 @@ _MOST_LABELS = 36
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
     """One view. axis: the array axis (0 = z) of the LPS volume that it is perpendicular to. size: mm (height, width).
 
     sides: what lies left, right, up and down.
@@ -81,16 +81,16 @@ def png(volume: Volume, result: Segmentation | None = None) -> bytes:
 # -- what is shown ---------------------------------------------------------------------------------------------------------
 
 
-def _planes(volume: Volume, shape: tuple[int, ...], mask: NDArray[np.generic] | None) -> list[_Plane]:
+def _planes(volume: Volume, shape: tuple[int, ...], mask: NDArray[np.generic] | None) -> list[Plane]:
     """The views: all three, or the one that a flat volume has."""
     axes, _ = axes_towards(volume.grid)
     spacing = [volume.spacing_zyx[axis] for axis in axes]
     height, depth, width = (n * s for n, s in zip(shape, spacing, strict=True))
     centre = _centre(shape, mask)
     every = [
-        _Plane("axial", 0, centre[0], shape[0], (depth, width), "RLAP"),
-        _Plane("coronal", 1, centre[1], shape[1], (height, width), "RLSI"),
-        _Plane("sagittal", 2, centre[2], shape[2], (height, depth), "APSI"),
+        Plane("axial", 0, centre[0], shape[0], (depth, width), "RLAP"),
+        Plane("coronal", 1, centre[1], shape[1], (height, width), "RLSI"),
+        Plane("sagittal", 2, centre[2], shape[2], (height, depth), "APSI"),
     ]
     flat = [plane for plane in every if shape[plane.axis] == 1]
     return flat[:1] or every
@@ -110,7 +110,7 @@ def _centre(shape: tuple[int, ...], mask: NDArray[np.generic] | None) -> list[in
     return [int(np.argmax(counts[0])) + int(slices[0]), int(np.argmax(counts[1])), int(np.argmax(counts[2]))]
 
 
-def _window(volume: Volume, planes: list[_Plane], array: NDArray[np.generic], labels: list[Label]) -> tuple[float, float]:
+def _window(volume: Volume, planes: list[Plane], array: NDArray[np.generic], labels: list[Label]) -> tuple[float, float]:
     """Lowest and highest value that is shown."""
     if volume.unit == "HU":
         chest = bool(labels) and all(any(word in label.name for word in _LUNG_WORDS) for label in labels)
@@ -172,7 +172,7 @@ def _amount(voxels: int, volume: Volume) -> str:
 # -- where it is shown -----------------------------------------------------------------------------------------------------
 
 
-def _layout(planes: list[_Plane]) -> tuple[float, list[tuple[int, int]], tuple[int, int]]:
+def _layout(planes: list[Plane]) -> tuple[float, list[tuple[int, int]], tuple[int, int]]:
     """Pixels per mm, the upper left corner of each plane, and the size of the room that they take.
 
     Three planes stand in a row or, where that shows them larger, as the first beside the two others.
@@ -204,7 +204,7 @@ def _layout(planes: list[_Plane]) -> tuple[float, list[tuple[int, int]], tuple[i
     return scale, places, (max(right + MARGIN, 480), bottom + MARGIN)
 
 
-def _pixels(plane: _Plane, scale: float) -> tuple[int, int]:
+def _pixels(plane: Plane, scale: float) -> tuple[int, int]:
     """Height and width in the finished picture."""
     return max(1, round(plane.size[0] * scale)), max(1, round(plane.size[1] * scale))
 
@@ -213,7 +213,7 @@ def _pixels(plane: _Plane, scale: float) -> tuple[int, int]:
 
 
 def _panel(
-    plane: _Plane,
+    plane: Plane,
     array: NDArray[np.generic],
     mask: NDArray[np.generic] | None,
     window: tuple[float, float],
@@ -258,7 +258,7 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _annotate(canvas: Any, planes: list[_Plane], places: list[tuple[int, int]], scale: float, volume: Volume) -> None:
+def _annotate(canvas: Any, planes: list[Plane], places: list[tuple[int, int]], scale: float, volume: Volume) -> None:
     """Sides of the patient, slice numbers and a scale bar, for what has a place in a patient."""
     from PIL import ImageDraw
 
@@ -267,19 +267,26 @@ def _annotate(canvas: Any, planes: list[_Plane], places: list[tuple[int, int]], 
     draw = ImageDraw.Draw(canvas)
     small = _font(13)
     for plane, (left, top) in zip(planes, places, strict=True):
-        height, width = _pixels(plane, scale)
-        marks = [(left + 6, top + height // 2, "lm"), (left + width - 6, top + height // 2, "rm")]
-        if height >= 90:
-            marks += [(left + width // 2, top + 5, "ma"), (left + width // 2, top + height - 5, "md")]
-        for letter, (x, y, anchor) in zip(plane.sides, marks, strict=False):
-            _say(draw, (x, y), letter, small, anchor)
-        if width >= 150:
-            _say(draw, (left + 6, top + 5), f"{plane.name} {plane.index + 1}/{plane.count}", small, "la", FAINT)
+        for text, (x, y), anchor in captions(plane, *_pixels(plane, scale)):
+            _say(draw, (left + x, top + y), text, small, anchor)
     if volume.source.scale != "none":
         _scale_bar(draw, planes[0], places[0], scale)
 
 
-def _scale_bar(draw: Any, plane: _Plane, place: tuple[int, int], scale: float) -> None:
+def captions(plane: Plane, height: int, width: int) -> list[tuple[str, tuple[int, int], str]]:
+    """What is written on a plane: texts, their places in its picture, and Pillow's anchors."""
+    left, right, *others = plane.sides
+    made = [(left, (6, height // 2), "lm"), (right, (width - 6, height // 2), "rm")]
+    if height >= 90:
+        made += zip(others, [(width // 2, 5), (width // 2, height - 5)], ["ma", "md"], strict=True)
+    if width >= 150:
+        # On a flat plane the corner is where the left side's letter stands: the name goes beside that.
+        at, anchor = ((6, 5), "la") if height >= 60 else ((24, height // 2), "lm")
+        made.append((f"{plane.name} {plane.index + 1}/{plane.count}", at, anchor))
+    return made
+
+
+def _scale_bar(draw: Any, plane: Plane, place: tuple[int, int], scale: float) -> None:
     """A bar of a round length, about a fifth of the first plane."""
     height, width = _pixels(plane, scale)
     length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100, 200) if mm * scale <= width / 4), default=0)
@@ -292,9 +299,9 @@ def _scale_bar(draw: Any, plane: _Plane, place: tuple[int, int], scale: float) -
     _say(draw, ((x + end) // 2, y - 5), f"{length} mm", _font(12), "md")
 
 
-def _say(draw: Any, at: tuple[int, int], text: str, font: Any, anchor: str, colour: tuple[int, int, int] = TEXT) -> None:
+def _say(draw: Any, at: tuple[int, int], text: str, font: Any, anchor: str) -> None:
     """Text that can be read on black and on white."""
-    draw.text(at, text, fill=colour, font=font, anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0))
+    draw.text(at, text, fill=TEXT, font=font, anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0))
 
 
 def _write_legend(
