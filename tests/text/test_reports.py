@@ -23,7 +23,7 @@ from tests.text.test_wire import application
         ("A 7 mm nodule.", "A 5 mm nodule.", ["number", "number"]),
         ("Mass of 3 x 4 cm.", "Mass of 30 x 40 mm.", []),
         ("A nodule.", "A 5 mm nodule.", ["number"]),
-        ("Right lower lobe opacity.", "Left lower lobe opacity.", ["laterality"] * 2),
+        ("Right lower lobe opacity.", "Left lower lobe opacity.", ["laterality"] * 3),
         ("Bilateral effusions.", "Left effusion.", ["laterality"]),
         ("Pleural effusion.", "No pleural effusion.", ["negation"] * 2),
         ("No consolidation. Effusion is present.", "No effusion, but consolidation is present.", ["negation"] * 2),
@@ -51,7 +51,7 @@ def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_route(home: Path, minilm: Path) -> None:
-    body = {"candidates": ["Effusion on the left side, 3 cm."], "references": ["No effusion. Nodule on the right side, 3 mm."]}
+    body = {"candidates": ["Effusion on the left side, 3 cm."], "references": ["No effusion on the right side. Nodule, 3 mm."]}
     with application(home, minilm) as client:
         answer = client.post("/api/v1/report-metrics", json=body).json()
         without = client.post("/api/v1/report-metrics", json={**body, "bertscore": False}).json()
