@@ -35,6 +35,11 @@ def test_an_empty_cache_is_filled_once(tmp_path: Path, monkeypatch: pytest.Monke
         _kernel_cache.compile_ahead("isocenter.analysis.warm")
     assert len(started) == 2
     assert "isocenter.analysis.warm.warm()" in started[1][-1]
+    # The home folder on another machine, whose processor has other instructions: numba's index holds nothing for it.
+    monkeypatch.setattr(_kernel_cache, "processor", lambda: "another one")
+    for _ in range(2):
+        _kernel_cache.compile_ahead()
+    assert len(started) == 3
 
 
 def test_without_a_cache_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

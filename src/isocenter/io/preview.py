@@ -275,7 +275,7 @@ def _annotate(canvas: Any, planes: list[Plane], places: list[tuple[int, int]], s
 
 def captions(plane: Plane, height: int, width: int) -> list[tuple[str, tuple[int, int], str]]:
     """What is written on a plane: texts, their places in its picture, and Pillow's anchors."""
-    left, right, *others = plane.sides
+    left, right, *others = list(plane.sides)
     made = [(left, (6, height // 2), "lm"), (right, (width - 6, height // 2), "rm")]
     if height >= 90:
         made += zip(others, [(width // 2, 5), (width // 2, height - 5)], ["ma", "md"], strict=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -35,6 +37,23 @@ def folder() -> Path | None:
     return place
 
 
+def processor() -> str:
+    """Which processor this is, as far as machine code is made for one: a home folder may be moved to another machine, or shared with it."""
+    try:
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    return "\n".join([platform.machine(), *(line for line in first.splitlines() if line.partition(":")[0].strip() in told)])
+
+
+def _stamp() -> str:
+    """What numba keeps compiled kernels apart by, beside its own version: interpreter, processor, and where and when the package was installed."""
+    here = Path(__file__)
+    parts = (sys.implementation.cache_tag, processor(), here, here.stat().st_mtime_ns)
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
 def compile_ahead(*callers: str, stop: threading.Event | None = None) -> None:
     """Fill an empty cache from a process of its own: the compiler leaves some 90 MB behind in the process that it ran in.
 
@@ -45,7 +64,7 @@ def compile_ahead(*callers: str, stop: threading.Event | None = None) -> None:
     place = folder()
     if place is None:
         return
-    versions = f"{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}"
+    versions = f"{importlib.metadata.version('isocenter')}-{importlib.metadata.version('numba')}-{_stamp()}"
     marks = {name: place / f"compiled-{name.removeprefix('isocenter.')}{'-' if name else ''}{versions}" for name in callers or ("",)}
     left = [name for name, mark in marks.items() if not mark.exists()]
     if not left:
