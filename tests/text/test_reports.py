@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isocenter.analysis import report_metrics
+from isocenter.analysis.clinical_check import clinical
 from isocenter.cli import app
 from tests.text.test_wire import application
 
@@ -32,7 +33,7 @@ from tests.text.test_wire import application
     ],
 )
 def test_what_a_wrong_word_would_cost(candidate: str, reference: str, kinds: list[str]) -> None:
-    assert [d.kind for d in report_metrics.clinical(candidate, reference)] == kinds
+    assert [d.kind for d in clinical(candidate, reference)] == kinds
 
 
 def test_overlap_is_that_of_the_kept_libraries() -> None:
