@@ -144,3 +144,82 @@ def test_a_what_if_that_changes_nothing_says_why(client: TestClient, patient: st
     told = client.get(f"{patient}/report", params={"format": "json"}).json()
     kept = {s["scenario_name"]: s["reason"] for g in told["growth"] if g["track"] == "total" for s in g["scenarios"]}
     assert kept == {name: s["reason"] for name, s in found.items()}
+
+
+def test_what_a_lesion_became_is_said_and_taken_back(client: TestClient) -> None:
+    """As corrections of a study, and one by one; each a version, refused where it cannot be."""
+    three = (*LESIONS[1], ((8, 4, 40), 3))
+    split = {"action": "split", "lesion": ["visit-1", "lesion-1"], "others": [["visit-2", "lesion-1"], ["visit-2", "lesion-3"]]}
+    coalesce = {"action": "coalesce", "lesion": ["visit-3", "lesion-1"], "others": [["visit-2", "lesion-1"], ["visit-2", "lesion-3"]]}
+    one = followed(client, "parts", study_of((LESIONS[0], three, LESIONS[2]), corrections=[split]))
+
+    def events() -> list[tuple[str, str, bool]]:
+        return [(e["event"], e["visit"], e["by_user"]) for e in get(client, f"{one}/graph")["events"]]
+
+    assert events() == [("split", "visit-2", True), ("disappeared", "visit-3", False)]
+    made = client.post(f"{one}/corrections", json={**coalesce, "reason": "grown together"})
+    assert made.status_code == 201, made.text
+    assert made.json()["detail"]["others"] == coalesce["others"]
+    assert events() == [("split", "visit-2", True), ("merged", "visit-3", True)]
+    first, second = get(client, f"{one}/response")["response"]["recist_1.1"]
+    sizes = {(m["timepoint_id"], m["lesion_id"]): m["longest_mm"] for m in get(client, f"{one}/measurements")["data"]}
+    assert first["sum"] == pytest.approx(sum(size for (visit, _), size in sizes.items() if visit == "visit-2"))
+    assert second["sum"] == pytest.approx(sum(size for (visit, _), size in sizes.items() if visit == "visit-3"))
+    assert not any("new lesions" in reason for reason in first["reasons"])
+    for wrong, status in (
+        ({**split, "others": [["visit-2", "lesion-1"]]}, 400),
+        ({**split, "others": [["visit-3", "lesion-1"], ["visit-3", "lesion-2"]]}, 400),
+        ({**split, "others": [["visit-2", "lesion-1"], ["visit-2", "lesion-7"]]}, 404),
+        ({**split, "others": [["visit-2"]]}, 422),
+        (split, 409),
+        ({"action": "unsplit", "lesion": ["visit-1", "lesion-2"]}, 404),
+    ):
+        refused = client.post(f"{one}/corrections", json=wrong)
+        assert refused.status_code == status, (wrong, refused.text)
+    version = get(client, one)["version"]
+    assert client.post(f"{one}/corrections", json={"action": "unsplit", "lesion": ["visit-1", "lesion-1"]}).status_code == 201
+    assert [e for e in events() if e[2]] == [("merged", "visit-3", True)]
+    assert client.post(f"{one}/corrections/{version}/restore", json={}).status_code == 201
+    assert events() == [("split", "visit-2", True), ("merged", "visit-3", True)]
+    log = get(client, f"{one}/audit", limit=1000)
+    assert log["intact"]
+    assert [e["action_type"] for e in log["data"]][-3:] == ["coalesce", "unsplit", "go_back"]
+    assert client.delete(one).status_code == 204
+
+
+def test_deleted_and_not_evaluable_are_two_things(client: TestClient) -> None:
+    """A lesion that the mask lacks at a visit, or that a reader deletes there, is gone; one that could not be assessed is neither."""
+    one = followed(client, "assessed", study_of((LESIONS[0], LESIONS[1][:1], LESIONS[2])))
+    absent = get(client, f"{one}/response")["response"]["recist_1.1"]
+    assert absent[0]["sum"] is not None
+    assert absent[1]["category"] == "PD", "back from nothing"
+    said = {"action": "not_evaluable", "lesion": ["visit-1", "lesion-2"], "at": "visit-2", "reason": "hidden by an effusion"}
+    assert client.post(f"{one}/corrections", json=said).status_code == 201
+    rows = get(client, f"{one}/response")["response"]
+    assert [r["category"] for r in rows["recist_1.1"]] == ["NE", "SD"]
+    assert rows["recist_1.1"][0]["sum"] is None
+    assert [r["sum"] is None for r in rows["volumetric"]] == [True, False]
+    assert [(e["event"], e["visit"]) for e in get(client, f"{one}/graph")["events"]] == [("not evaluable", "visit-2")]
+    assert get(client, f"{one}/growth")["volumes_mm3"][1] is None
+    assert get(client, f"{one}/growth", track="L2")["volumes_mm3"][1] is None
+    assert "visit-2: L2 was not evaluable, as a reader said" in get(client, one)["notes"]
+    row = next(r for r in client.get(f"{one}/report?format=csv").text.splitlines() if r.startswith("visit-2,60,L2,"))
+    assert ",false," in row
+    assert client.post(f"{one}/corrections", json=said).status_code == 409, "said already"
+    none = {"timepoint_id": "visit-4", "day": 300}
+    assert client.post(f"{one}/timepoints", json=none).status_code == 201
+    for wrong, status in (
+        ({**said, "at": "visit-4"}, 400),
+        ({**said, "at": "visit-9"}, 404),
+        ({**said, "lesion": ["visit-2", "lesion-2"]}, 404),
+        ({"action": "evaluable", "lesion": ["visit-1", "lesion-1"], "at": "visit-2"}, 404),
+    ):
+        assert client.post(f"{one}/corrections", json=wrong).status_code == status, wrong
+    assert client.post(f"{one}/corrections", json={**said, "action": "evaluable"}).status_code == 201
+    assert get(client, f"{one}/response")["response"]["recist_1.1"][:2] == absent
+    progressed = {"action": "assess", "at": "visit-4", "assessment": {"new_lesions": True}, "reason": "seen on ultrasound"}
+    assert client.post(f"{one}/corrections", json=progressed).status_code == 201
+    assert get(client, f"{one}/response")["response"]["recist_1.1"][2]["category"] == "PD"
+    assert client.post(f"{one}/corrections", json={**progressed, "assessment": {"new_lesions": None}}).status_code == 201
+    assert get(client, f"{one}/response")["response"]["recist_1.1"][2]["category"] == "NE"
+    assert client.delete(one).status_code == 204

@@ -139,3 +139,46 @@ def test_a_merged_lesion_is_one_in_every_format(client: TestClient, patient: str
     assert "merged into lesion-1" in refused.json()["detail"]
     correct(client, patient, action="unmerge", lesion=["visit-1", "lesion-1"])
     assert [k["lesion_id"] for k in get(client, f"{patient}/lesions", timepoint_id="visit-1")["data"]] == ["lesion-1", "lesion-2"]
+
+
+def test_a_lesion_that_could_not_be_assessed_has_no_figures_in_any_format(client: TestClient, patient: str) -> None:
+    before = get(client, patient)["version"]
+    (one,) = [k for k in get(client, f"{patient}/lesions", timepoint_id="visit-2")["data"] if k["track"] == "L1"]
+    assert one["is_target"]
+    correct(client, patient, action="not_evaluable", lesion=["visit-2", one["lesion_id"]], reason="motion")
+    response = get(client, f"{patient}/response")
+    assert response["response"]["recist_1.1"][0]["category"] == "NE"
+    assert response["not_evaluable"] == [{"timepoint_id": "visit-2", "track": "L1", "lesion_id": one["lesion_id"]}]
+    plain = json.loads(report(client, patient, "json"))
+    uid = plain["tracking_uids"]["L1"]
+    (row,) = [k for k in plain["lesions"] if (k["timepoint_id"], k["track"]) == ("visit-2", "L1")]
+    assert (row["evaluable"], row["longest_mm"], row["volume_mm3"]) == (False, None, None)
+    (row,) = [
+        r
+        for r in csv.DictReader(io.StringIO(report(client, patient, "csv").decode()))
+        if (r["timepoint_id"], r["track"]) == ("visit-2", "L1") and r.get("lesion_id")
+    ]
+    assert (row["evaluable"], row["longest_mm"], row["volume_mm3"]) == ("false", "", "")
+    resources = [entry["resource"] for entry in json.loads(report(client, patient, "fhir"))["entry"]]
+    observations = [r for r in resources if r["resourceType"] == "Observation" and f"urn:oid:{uid}" in json.dumps(r.get("identifier", []))]
+    (there,) = [r for r in observations if "visit visit-2," in r["note"][0]["text"]]
+    assert all("valueQuantity" not in c for c in there["component"])
+    assert {c["dataAbsentReason"]["text"] for c in there["component"] if "text" in c["dataAbsentReason"]} == {
+        "not evaluable at this visit, as a reader said"
+    }
+    with zipfile.ZipFile(io.BytesIO(report(client, patient, "sr"))) as archive:
+        data = pydicom.dcmread(io.BytesIO(archive.read("visit-2_sr.dcm")))
+        content = highdicom.sr.MeasurementReport.from_sequence([highdicom.sr.Comprehensive3DSR.from_dataset(data)])
+        groups = {str(g.tracking_uid): g for g in content.get_volumetric_roi_measurement_groups()}
+        volumes = {uid_: len(g.get_measurements(name=pydicom.sr.codedict.codes.SCT.Volume)) for uid_, g in groups.items()}
+        assert volumes == {uid_: int(uid_ != uid) for uid_ in groups}
+        assert len(groups) == 2
+        said = [e[0].value.meaning for e in groups[uid].get_qualitative_evaluations()]
+        assert said[-1] == "Response not evaluable"
+        _seg(pydicom.dcmread(io.BytesIO(archive.read("visit-2_seg.dcm"))), "visit-2")
+    page = report(client, patient, "html").decode()
+    assert "L1 was not evaluable, as a reader said" in page
+    assert report(client, patient, "pdf").startswith(b"%PDF")
+    correct(client, patient, action="evaluable", lesion=["visit-1", one["lesion_id"]], at="visit-2")
+    assert get(client, f"{patient}/response")["not_evaluable"] == []
+    assert get(client, patient)["version"] == before + 2

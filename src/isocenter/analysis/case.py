@@ -106,9 +106,11 @@ class Case:
 
     def volume_at(self, timepoint_id: str) -> float | None:
         """The volume of all lesions at a visit, mm³; None where one of them could not be assessed."""
-        if any(visit == timepoint_id for visit, _ in self.inevaluable):
-            return None
-        return sum(lesion.volume_mm3 or 0.0 for lesion in self.at(timepoint_id))
+        return sum(lesion.volume_mm3 or 0.0 for lesion in self.at(timepoint_id)) if self.assessed(timepoint_id) else None
+
+    def assessed(self, timepoint_id: str, track: str = "") -> bool:
+        """Whether a lesion could be assessed at a visit; without `track`, whether all could."""
+        return not any(visit == timepoint_id and track in ("", of) for visit, of in self.inevaluable)
 
     @property
     def unseen(self) -> tuple[Lesion, ...]:

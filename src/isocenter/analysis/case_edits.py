@@ -92,10 +92,14 @@ class Edits:
             return same and c.same and (c.before[0], c.after[0]) == (before[0], after[0]) and (c.before == before or c.after == after)
 
         kept = tuple(r for r in self.regroupings if not _disputed(r, before, after, same))
+        if kept == self.regroupings and any((c.before, c.after, c.same) == (before, after, same) for c in self.links):
+            return self
         return replace(self, links=(*(c for c in self.links if not contradicted(c)), Correction(before, after, same, author)), regroupings=kept)
 
     def regrouped(self, one: Regrouping) -> Edits:
         """A lesion became several, or came from several. What was said of these lesions and contradicts it is forgotten."""
+        if any((r.event, r.whole, {*r.parts}) == (one.event, one.whole, {*one.parts}) for r in self.regroupings):
+            return self
         here = {one.whole, *one.parts}
         kept = tuple(r for r in self.regroupings if r.visits != one.visits or not here & {r.whole, *r.parts})
         links = tuple(c for c in self.links if not _disputed(one, c.before, c.after, c.same))

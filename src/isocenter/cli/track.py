@@ -106,7 +106,7 @@ def track(
     for visit in case.visits:
         lesions = case.at(visit.timepoint.timepoint_id)
         response = by_day.get(visit.timepoint.day)
-        volume = sum(lesion.volume_mm3 or 0 for lesion in lesions)
+        volume = case.volume_at(visit.timepoint.timepoint_id)
         total = response.sum if response else (next(iter(by_day.values())).baseline if by_day and lesions else None)
         change = response.percent_baseline if response else None
         rows.append(
@@ -114,7 +114,7 @@ def track(
                 visit.timepoint.timepoint_id,
                 f"{visit.timepoint.day:g}",
                 str(len(lesions)) if visit.found is not None else content.unseen(visit),
-                f"{volume / 1000:.2f}" if visit.found is not None else "",
+                f"{volume / 1000:.2f}" if visit.found is not None and volume is not None else "",
                 f"{total:.1f}" if total is not None else "",
                 f"{change:+.1f}" if change is not None else "",
                 str(response.category) if response else "baseline" if lesions else "",
@@ -124,9 +124,9 @@ def track(
     tracks = []
     for track, seen in case.graph.tracks.items():
         lesions = [lesion for lesion in case.lesions if lesion.track == track]
-        sizes = [(k.short_axis_mm if k.is_node else k.longest_mm) or 0.0 for k in lesions]
+        sizes = [f"{size:.1f}" if (size := k.short_axis_mm if k.is_node else k.longest_mm) is not None else "" for k in lesions]
         where = f"{next(iter(seen))} to {list(seen)[-1]}" if len(seen) > 1 else next(iter(seen))
-        tracks.append((case.called(track), lesions[0].organ or "", content.role(lesions[0]), where, f"{sizes[0]:.1f}", f"{sizes[-1]:.1f}"))
+        tracks.append((case.called(track), lesions[0].organ or "", content.role(lesions[0]), where, sizes[0], sizes[-1]))
     if tracks:
         table(("Lesion", "Organ", "Role", "Seen at", "First (mm)", "Last (mm)"), tracks, numbers=(4, 5))
     if case.best_overall:

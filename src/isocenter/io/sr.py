@@ -18,7 +18,7 @@ from isocenter.core.segmentation import Code
 from isocenter.core.volume import Volume
 from isocenter.io import seg
 from isocenter.io.sr_content import caliper, coded, document, figure, guarded, space
-from isocenter.io.sr_response import Assessment, response_group
+from isocenter.io.sr_response import CURRENT, RESPONSES, Assessment, response_group
 
 #: A normal distribution's 95 % limits.
 _LIMITS_SD = 1.96
@@ -78,16 +78,16 @@ def _common(lesion: Lesion, report: VisitReport) -> dict[str, Any]:
 
     tracked = report.tracked[lesion.track]
     role = codes.DCM.TargetLesionAtBaseline if lesion.is_target else codes.DCM.NonTargetLesionAtBaseline
+    # A lesion that came later was neither at the baseline.
+    said = [(Code("112016", "DCM", "Baseline Category"), role)] if lesion.track in report.at_baseline else []
+    said += [(CURRENT, coded(RESPONSES["NE"]))] if not lesion.evaluable else []
     return {
         "tracking_identifier": hd.sr.TrackingIdentifier(uid=tracked.uid, identifier=tracked.identifier),
         "finding_type": coded(Code("59441001", "SCT", "Lymph Node")) if lesion.is_node else codes.SCT.Lesion,
         "finding_sites": [hd.sr.FindingSite(coded(tracked.site))] if tracked.site else None,
         "time_point_context": _time_point(report),
         "session": report.timepoint.timepoint_id,
-        # A lesion that came later was neither at the baseline.
-        "qualitative_evaluations": [hd.sr.QualitativeEvaluation(name=coded(Code("112016", "DCM", "Baseline Category")), value=role)]
-        if lesion.track in report.at_baseline
-        else None,
+        "qualitative_evaluations": [hd.sr.QualitativeEvaluation(name=coded(name), value=value) for name, value in said] or None,
     }
 
 

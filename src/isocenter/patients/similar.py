@@ -124,5 +124,6 @@ def _seen(known: Known, kind: str) -> list[Seen]:
     return [
         Seen(f"{known.patient.id}:{k.timepoint_id}:{k.lesion_id}", k.timepoint_id, days[k.timepoint_id], k.track, vectors[here], k.volume_mm3)
         for k in known.case.lesions
+        if k.evaluable
         if (here := (k.timepoint_id, k.lesion_id)) in vectors
     ]

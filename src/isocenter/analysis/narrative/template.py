@@ -112,7 +112,7 @@ def _trend(case: Case) -> str:
 def _uncertainty(case: Case) -> str:
     here = [lesion for lesion in case.at(_last_seen(case)) if lesion.sd_mm is not None]
     if not here:
-        return "There is nothing to measure at the last scan."
+        return "No diameter is known at the last scan." if case.at(_last_seen(case)) else "There is nothing to measure at the last scan."
     worst = max(lesion.sd_mm or 0 for lesion in here)
     text = f"Diameters at the last scan have a standard deviation of up to {worst:.1f} mm."
     if case.chances:

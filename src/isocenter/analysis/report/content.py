@@ -19,6 +19,8 @@ LEGEND = (
 )
 #: How a lesion was found, in words.
 METHODS = {"model": "model", "given": "mask given", "clicks": "clicks", "drawn": "reader's figures"}
+#: What a reader said of a lesion that could not be assessed.
+NOT_EVALUABLE = "not evaluable"
 #: Lesions whose growth is drawn, the largest first.
 MOST_PLOTS = 6
 
@@ -116,6 +118,7 @@ def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Trac
             size = f"{number(lesion.longest_mm) or '?'} x {number(lesion.short_axis_mm) or '?'} mm"
             if lesion.volume_mm3 is not None:
                 size += f", {number(lesion.volume_mm3 / 1000, 2)}\N{NO-BREAK SPACE}ml"
+            size = size if lesion.evaluable else NOT_EVALUABLE
             shots.append(Shot(lesion.timepoint_id, size, thumbnail(lesion)))
         first = lesions[0]
         what = ", ".join(w for w in (role(first), first.organ or "", "lymph node" if first.is_node else "") if w)
@@ -135,7 +138,7 @@ def lesion_row(lesion: Lesion) -> dict[str, str]:
         "sd": number(lesion.sd_mm),
         "volume": number(lesion.volume_mm3 / 1000, 2) if lesion.volume_mm3 is not None else "",
         "mean": f"{number(lesion.mean, 0)} {lesion.unit}" if lesion.mean is not None else "",
-        "method": METHODS.get(lesion.method, lesion.method),
+        "method": METHODS.get(lesion.method, lesion.method) if lesion.evaluable else NOT_EVALUABLE,
         "link": number(lesion.confidence, 2),
     }
 

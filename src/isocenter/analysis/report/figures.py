@@ -86,7 +86,8 @@ def spider(case: Case) -> Plot:
     _treatments(axes, case, max(days))
     for colour, track in zip(cycle(COLOURS), case.targets, strict=False):
         sizes = {k.timepoint_id: k.short_axis_mm if k.is_node else k.longest_mm for k in case.lesions if k.track == track}
-        # A lesion that is not seen on a scan has no diameter left; one that could not be measured leaves a gap.
+        sizes |= {k.timepoint_id: None for k in case.unseen if k.track == track}
+        # A lesion that is not seen on a scan has no diameter left; one that could not be measured or assessed leaves a gap.
         points = [(v.timepoint.day, sizes.get(v.timepoint.timepoint_id, 0.0)) for v in case.visits if v.found is not None]
         begin = next((n for n, (_, size) in enumerate(points) if size), None)
         if begin is not None:
@@ -115,7 +116,7 @@ def waterfall(case: Case) -> Plot:
     for track in case.targets:
         sizes = [lesion.short_axis_mm if lesion.is_node else lesion.longest_mm for lesion in case.lesions if lesion.track == track]
         known = [s for s in sizes if s]
-        seen = {lesion.timepoint_id for lesion in case.lesions if lesion.track == track}
+        seen = {lesion.timepoint_id for lesion in (*case.lesions, *case.unseen) if lesion.track == track}
         gone = any(v.found is not None and v.timepoint.timepoint_id not in seen for v in case.visits)
         if known:
             bars.append((case.called(track), -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))

@@ -10,9 +10,9 @@ from isocenter.analysis.report.told import Told
 from isocenter.analysis.response.visit import Category
 
 _COLUMNS = (
-    "timepoint_id", "day", "track", "name", "lesion_id", "organ", "is_node", "is_target", "is_new", "method", "longest_mm", "short_axis_mm",
-    "who_product_mm2", "max_3d_diameter_mm", "volume_mm3", "surface_mm2", "mean", "std", "unit", "sd_mm", "reliability", "touches_border",
-    "confidence", "tracking_uid",
+    "timepoint_id", "day", "track", "name", "lesion_id", "organ", "is_node", "is_target", "is_new", "evaluable", "method",
+    "longest_mm", "short_axis_mm", "who_product_mm2", "max_3d_diameter_mm", "volume_mm3", "surface_mm2", "mean", "std", "unit",
+    "sd_mm", "reliability", "touches_border", "confidence", "tracking_uid",
 )  # fmt: skip
 _RESPONSE = (
     "assessment", "criterion", "timepoint_id", "day", "category", "sum", "sum_sd", "sum_unit", "baseline", "nadir",
@@ -27,7 +27,8 @@ def measurements(told: Told) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for lesion in case.lesions:
+    order = {name: n for n, name in enumerate(days)}
+    for lesion in sorted((*case.lesions, *case.unseen), key=lambda k: order[k.timepoint_id]):
         row = {name: _plain(value) for name, value in lesion.as_dict().items()}
         writer.writerow(
             {
