@@ -30,7 +30,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the facts
     from isocenter.runtime import environment
 
     chosen = settings()
-    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports), *_runtime(chosen), *_models(chosen), *_stores(chosen)]
+    facts = [*environment.facts(chosen.home, chosen.host, chosen.ports, chosen.min_free_bytes), *_runtime(chosen), *_models(chosen), *_stores(chosen)]
     broken = any(fact.state is environment.State.BROKEN for fact in facts)
     if as_json:
         emit({"healthy": not broken, "facts": [fact.as_dict() for fact in facts]})
@@ -76,7 +76,10 @@ def _models(chosen: Settings) -> list[Fact]:
         names, broken, texts = list(here.specs), here.broken, here.texts
     except Exception as error:  # a broken installation must not take the doctor down with it
         return [Fact("Models", f"cannot be listed ({type(error).__name__})", State.BROKEN, "install again: pip install --force-reinstall isocenter")]
-    facts = [Fact("Models", ", ".join(names)) if names else Fact("Models", "none", State.BROKEN, "install again: pip install isocenter")]
+    facts = []
+    if chosen.models_path is not None and not chosen.models_path.is_dir():
+        facts.append(Fact("Models path", f"{chosen.models_path} is no folder", State.BROKEN, "set ISOCENTER_MODELS_PATH to the one that holds them"))
+    facts.append(Fact("Models", ", ".join(names)) if names else Fact("Models", "none", State.BROKEN, "install again: pip install isocenter"))
     if texts:
         facts.append(Fact("Text models", ", ".join(text.id for text in texts)))
     for model in broken.values():
@@ -100,6 +103,30 @@ def _stores(chosen: Settings) -> list[Fact]:
         held = retention.held(chosen)
     except IsocenterError as error:
         return [*facts, Fact("Job table", error.message, State.BROKEN, "see DATABASE_URL, POSTGRES_* and MINIO_*, and whether those servers run")]
+    facts += _services(chosen)
     if held is None:
         return [*facts, Fact("Job table", "none yet; the first server or worker makes it")]
     return [*facts, *(Fact(f"Held: {what}", f"{count}, {size(bytes_)}") for what, count, bytes_ in held)]
+
+
+def _services(chosen: Settings) -> list[Fact]:
+    """Whether the broker and the object store answer, where there are such."""
+    from isocenter.core.errors import NotFoundError, StoreError
+    from isocenter.runtime.environment import Fact, State
+    from isocenter.store.objects import open_objects
+
+    facts = []
+    if chosen.redis_url:
+        from isocenter.jobs import celery_app
+
+        well = celery_app.answers(chosen)
+        remedy = "" if well else "see REDIS_URL, and whether that server runs; until then workers look for jobs every few seconds"
+        facts.append(Fact("Redis", "answers" if well else "cannot be reached", State.OK if well else State.BROKEN, remedy))
+    if chosen.minio_endpoint:
+        try:
+            open_objects(chosen).size("0" * 64)  # there is none such, and only who answers can say so
+        except NotFoundError:
+            facts.append(Fact("Object store", "answers"))
+        except StoreError as error:
+            facts.append(Fact("Object store", error.message, State.BROKEN, "see MINIO_*, and whether that server runs"))
+    return facts

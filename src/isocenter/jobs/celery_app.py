@@ -38,6 +38,20 @@ _SILENCE, _LISTEN = 3.0, 1.0
 _PAUSE = 2.0
 
 
+def answers(settings: Settings) -> bool:
+    """Whether the broker can be reached; nothing is sent."""
+    from kombu import Connection
+    from kombu.exceptions import OperationalError
+
+    try:
+        with Connection(settings.redis_url, connect_timeout=_PAUSE) as connection:
+            connection.ensure_connection(max_retries=1, timeout=_PAUSE)
+            connection.default_channel.client.ping()
+    except (OperationalError, OSError, ValueError):
+        return False
+    return True
+
+
 def make(settings: Settings) -> Any:
     """The Celery application. Nothing is kept in Redis but messages that wait or are being worked on."""
     from celery import Celery

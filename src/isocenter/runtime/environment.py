@@ -58,9 +58,9 @@ class Fact:
         return asdict(self)
 
 
-def facts(home: Path, host: str, ports: tuple[int, ...]) -> list[Fact]:
-    """All facts of this machine. home: where state lies. host, ports: where a server would listen."""
-    return [python(), system(), cores(), memory(), gpu(), disk(home), *packages(), *(port(host, p) for p in ports)]
+def facts(home: Path, host: str, ports: tuple[int, ...], least: int = 0) -> list[Fact]:
+    """All facts of this machine. home: where state lies. host, ports: where a server would listen. least: see `disk`."""
+    return [python(), system(), cores(), memory(), gpu(), disk(home, least), *packages(), *(port(host, p) for p in ports)]
 
 
 def python() -> Fact:
@@ -158,8 +158,8 @@ def _mebibytes(text: str) -> str:
     return f"{int(text) / 1024:.0f} GiB" if text.isdigit() else text
 
 
-def disk(home: Path) -> Fact:
-    """Room where state lies, and whether it can be written."""
+def disk(home: Path, least: int = 0) -> Fact:
+    """Room where state lies, and whether it can be written. least: bytes below which a server says that it is not ready."""
     existing = home
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -167,6 +167,9 @@ def disk(home: Path) -> Fact:
     value = f"{free / GIB:.1f} GiB free in {home}"
     if not os.access(existing, os.W_OK):
         return Fact("Disk", value + ", not writable", State.BROKEN, "set ISOCENTER_HOME to a folder that can be written")
+    if free < least:
+        remedy = "free some space, set ISOCENTER_HOME to another disk, or ISOCENTER_MIN_FREE_BYTES to less"
+        return Fact("Disk", f"{value}, less than the {least / GIB:.1f} GiB that a server wants", State.BROKEN, remedy)
     if free < _LEAST_DISK:
         return Fact("Disk", value, State.BROKEN, "free some space, or set ISOCENTER_HOME to another disk")
     if free < _LITTLE_DISK:
