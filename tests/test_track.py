@@ -20,7 +20,7 @@ from isocenter.core.errors import InputError, IsocenterError, ModelError, Unsupp
 from isocenter.core.settings import Limits, Settings
 from isocenter.core.volume import Volume
 from isocenter.demo.patient import DAYS, Truth, write_study
-from isocenter.io import door, nifti, visits, write
+from isocenter.io import door, nifti, visits, visits_dicom, write
 from isocenter.service import Service
 from isocenter.trackservice import TrackOptions, track
 
@@ -327,25 +327,82 @@ def test_a_bids_subject(study: tuple[Path, list[Truth]], tmp_path: Path) -> None
         visits.read(tmp_path, Limits())
 
 
-def test_dicom_of_two_patients_is_not_mixed(data: Path, tmp_path: Path) -> None:
+def dicom(data: Path, folder: Path, day: str, **said: Any) -> Path:
+    """Two slices of a real CT as a series of their own, of a day, with attributes as they are said."""
     import pydicom
+    from pydicom.uid import generate_uid
 
-    source = sorted(p for p in (data / "totalsegmentator" / "example_ct_dicom").rglob("*") if p.is_file())[:2]
+    folder.mkdir(parents=True)
+    series, study = (generate_uid(entropy_srcs=[str(folder), what]) for what in ("series", "study"))
+    for k, file in enumerate(sorted(p for p in (data / "totalsegmentator" / "example_ct_dicom").rglob("*") if p.is_file())[:2]):
+        made = pydicom.dcmread(file)
+        made.StudyDate, made.SeriesInstanceUID, made.StudyInstanceUID = day, series, study
+        made.PatientID, made.PatientName, made.PatientBirthDate = "A", "Doe^Jane", ""
+        made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
+        for name, value in said.items():
+            setattr(made, name, value)
+        made.save_as(folder / f"{k}.dcm")
+    return folder
+
+
+def test_dicom_of_two_patients_is_not_mixed(data: Path, tmp_path: Path) -> None:
     for k, (patient, day) in enumerate((("A", "20260101"), ("A", "20260301"), ("B", "20260501"))):
-        for j, file in enumerate(source):
-            made = pydicom.dcmread(file)
-            made.PatientID, made.StudyDate = patient, day
-            made.SeriesInstanceUID = f"1.2.3.{k + 1}"
-            made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}.{j + 1}"
-            place = tmp_path / ("both" if patient == "B" else "one") / f"{k}"
-            place.mkdir(parents=True, exist_ok=True)
-            made.save_as(place / f"{j}.dcm")
+        dicom(data, tmp_path / ("both" if patient == "B" else "one") / f"{k}", day, PatientID=patient, SeriesInstanceUID=f"1.2.3.{k + 1}")
     found = visits.read(tmp_path / "one", Limits())
     assert [(v.day, v.series_uid) for v in found.visits] == [(0.0, "1.2.3.1"), (59.0, "1.2.3.2")]
     assert found.patient_id.startswith("P-")
-    assert found.patient_id == visits.pseudonym("A")
-    with pytest.raises(UnsupportedError, match="more than one patient"):
+    assert found.patient_id == visits_dicom.pseudonym("A")
+    with pytest.raises(UnsupportedError, match=r"more than one patient.*1\.2\.3\.3 and 1\.2\.3\.1 differ in PatientID"):
         visits.read(tmp_path, Limits())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        pytest.param({}, {"PatientID": "B"}, "differ in PatientID", id="another number"),
+        pytest.param({"PatientBirthDate": "19500101"}, {"PatientBirthDate": "19991231"}, "differ in PatientBirthDate", id="one number, two births"),
+        pytest.param({"IssuerOfPatientID": "a"}, {"IssuerOfPatientID": "b"}, "differ in IssuerOfPatientID", id="a number of another house"),
+        pytest.param({"PatientID": ""}, {"PatientID": "", "PatientName": "Roe^Rick"}, "differ in PatientName", id="no number, two names"),
+        pytest.param({"PatientID": "", "PatientName": ""}, {"PatientID": "", "PatientName": ""}, "nothing says whose", id="neither"),
+        pytest.param({"PatientID": "", "PatientName": ""}, {}, "nothing says whose", id="one has neither"),
+        pytest.param({"PatientBirthDate": "19500101"}, {"PatientName": "DOE-ROE^JANE^^"}, None, id="another name and no birth"),
+        pytest.param({"PatientID": ""}, {"PatientID": "", "PatientName": "DOE^JANE^^^"}, None, id="no number, one name"),
+        pytest.param({"PatientID": ""}, {}, None, id="one has a number, one name"),
+    ],
+)
+def test_who_is_one_patient(one: dict[str, str], other: dict[str, str], words: str | None, data: Path, tmp_path: Path) -> None:
+    """A folder whose headers contradict, or say nothing, is stopped; one that a person listed only where they contradict."""
+    dicom(data, tmp_path / "dicom" / "a", "20260101", **one)
+    dicom(data, tmp_path / "dicom" / "b", "20260301", **other)
+    told: dict[str, Any] = {"patient_id": "x", "visits": [{"day": day, "image": f"dicom/{name}"} for day, name in ((0, "a"), (9, "b"))]}
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    if words is None:
+        assert [v.day for v in visits.read(tmp_path / "dicom", Limits()).visits] == [0, 59]
+        assert len(visits.read(tmp_path, Limits()).visits) == 2
+        return
+    with pytest.raises(UnsupportedError, match=words):
+        visits.read(tmp_path / "dicom", Limits())
+    if "differ" not in words:
+        assert len(visits.read(tmp_path, Limits()).visits) == 2, "somebody listed them"
+        return
+    with pytest.raises(UnsupportedError, match=words):
+        visits.read(tmp_path, Limits())
+    (tmp_path / "study.json").write_text(json.dumps({**told, "one_patient": True}))
+    assert len(visits.read(tmp_path, Limits()).visits) == 2
+
+
+def test_dicom_without_dates_by_days_from_an_event(data: Path, tmp_path: Path) -> None:
+    for name, offset in (("a", -14.0), ("b", 42.0)):
+        dicom(data, tmp_path / "one" / name, "", LongitudinalTemporalOffsetFromEvent=offset)
+    found = visits.read(tmp_path / "one", Limits())
+    assert [(v.id, v.day, v.scan_date) for v in found.visits] == [("day-0", 0.0, None), ("day-56", 56.0, None)]
+    assert any("days from an event" in note for note in found.notes)
+    dicom(data, tmp_path / "one" / "c", "20260301")
+    with pytest.raises(InputError, match="some series have a study date"):
+        visits.read(tmp_path / "one", Limits())
+    dicom(data, tmp_path / "none" / "a", "")
+    with pytest.raises(InputError, match="no study date"):
+        visits.read(tmp_path / "none", Limits())
 
 
 def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:

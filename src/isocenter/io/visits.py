@@ -8,24 +8,19 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from isocenter.core.errors import InputError, LimitError, UnsupportedError
 from isocenter.core.patient import ASSESSMENT, Decision, TherapyEvent, check_id
 from isocenter.core.settings import Limits
-from isocenter.io import dicom_header, dicom_image, door
-from isocenter.io.archive import Part, Spool
+from isocenter.io import visits_dicom
 
 _MOST_VISITS = 500
 _MOST_JSON = 4 * 1024 * 1024
-_HEAD = 4096
 _MOST_NAME = 100
 _MOST_DAYS = 100_000
 _MOST_OTHERS = 50
@@ -77,11 +72,11 @@ class StudyFiles:
 def read(folder: Path, limits: Limits) -> StudyFiles:
     """The study in a folder, or the one that a `study.json` describes. Raises `InputError` for anything that does not fit."""
     if folder.is_file() and folder.suffix == ".json":
-        return _from_json(folder)
+        return _from_json(folder, limits)
     if not folder.is_dir():
         raise InputError("there is no such folder")
     if (folder / "study.json").is_file():
-        return _from_json(folder / "study.json")
+        return _from_json(folder / "study.json", limits)
     subjects = sorted(p for p in folder.glob("sub-*") if p.is_dir())
     if folder.name.startswith("sub-") and any(folder.glob("ses-*")):
         subjects = [folder]
@@ -92,14 +87,20 @@ def read(folder: Path, limits: Limits) -> StudyFiles:
     return _from_dicom(folder, limits)
 
 
-def _from_json(file: Path) -> StudyFiles:
+def _from_json(file: Path, limits: Limits) -> StudyFiles:
     told = _json(file, "study.json")
     try:
-        return _told(told, file.parent)
+        study = _told(told, file.parent)
+        sure = told.get("one_patient", False)
     except KeyError as missing:
         raise InputError(f"study.json lacks {missing}") from None
     except (TypeError, ValueError, AttributeError):
         raise InputError("study.json has values of the wrong kind; see docs/track.md for its form") from None
+    if not isinstance(sure, bool):
+        raise InputError("one_patient is true or false")
+    if not sure:
+        _check_listed(study.visits, limits)
+    return study
 
 
 def _json(file: Path, what: str) -> Any:
@@ -336,52 +337,30 @@ def _bids_dates(subject: Path) -> dict[str, date]:
 
 
 def _from_dicom(folder: Path, limits: Limits) -> StudyFiles:
-    """One visit a date, with the series of most images on it. Raises `UnsupportedError` where a second patient is found."""
-    found: dict[date, dict[str, list[Path]]] = {}
-    patients: dict[str, str] = {}
-    modality: dict[str, str] = {}
-    with closing(Spool()) as spool:
-        for k, file in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
-            if k >= limits.max_archive_members * 8:
-                raise LimitError("the folder holds too many files", limit="max_archive_members x 8", value=limits.max_archive_members * 8)
-            part = Part(file.stat().st_size, path=file, name=file.name)
-            if door.kind_of(part.read(0, _HEAD), file.suffix) != "dicom":
-                continue
-            try:
-                _, header = dicom_header.read(part, limits, spool)
-            except InputError:
-                continue
-            if dicom_image.not_an_image(header):
-                continue
-            series, when = header.text(0x0020000E), header.text(0x00080020)
-            patients.setdefault(header.text(0x00100020), series)
-            if len(patients) > 1:
-                raise UnsupportedError(
-                    "the folder holds images of more than one patient, nothing was read: "
-                    f"series {' and '.join(s[:64] for s in patients.values())} differ in PatientID; keep one patient in a folder"
-                )
-            if len(when) != 8 or not when.isdigit():
-                raise InputError(f"series {series[:64]} has no study date; list the visits with their days in a study.json")
-            try:
-                day = date(int(when[:4]), int(when[4:6]), int(when[6:]))
-            except ValueError:
-                raise InputError(f"series {series[:64]} has a study date that is none") from None
-            found.setdefault(day, {}).setdefault(series, []).append(file)
-            modality[series] = header.text(0x00080060)
-    if not found:
-        raise InputError("the folder holds no study.json, no BIDS subject and no DICOM images")
-    first = min(found)
+    """One visit a day, with the series of most images on it. Raises `UnsupportedError` where a second patient is found."""
+    patient, days = visits_dicom.series_by_day(visits_dicom.images(_files(folder), limits))
     visits, notes = [], []
-    for day, series_files in sorted(found.items()):
-        uid = max(series_files, key=lambda s: (len(series_files[s]), s))
-        if len(series_files) > 1:
-            notes.append(f"day {(day - first).days}: {len(series_files)} series, the one with most images was taken ({len(series_files[uid])})")
-        parents = {f.parent for f in series_files[uid]}
+    if not any(when for when, _ in days.values()):
+        notes.append("the images have no dates; their days from an event are taken, the first as day 0")
+    for day, (when, series) in days.items():
+        uid = max(series, key=lambda s: (len(series[s]), s))
+        if len(series) > 1:
+            notes.append(f"day {day:g}: {len(series)} series, the one with most images was taken ({len(series[uid])})")
+        parents = {image.file.parent for image in series[uid]}
         place = parents.pop() if len(parents) == 1 else folder
-        visits.append(VisitFiles(f"day-{(day - first).days}", float((day - first).days), day, place, uid, modality[uid] or None))
-    return _study(pseudonym(next(iter(patients))), visits, notes=tuple(notes))
+        visits.append(VisitFiles(f"day-{day:g}", day, when, place, uid, series[uid][0].modality or None))
+    return _study(patient, visits, notes=tuple(notes))
 
 
-def pseudonym(patient: str) -> str:
-    """A name that says nothing of the patient, the same each time for one PatientID."""
-    return "P-" + blake3(patient.encode(), derive_key_context="isocenter 2026 patient pseudonym").hexdigest()[:12]
+def _files(place: Path) -> list[Path]:
+    return sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+
+
+def _check_listed(visits: Sequence[VisitFiles], limits: Limits) -> None:
+    """Raises `UnsupportedError` where the DICOM images of a list of visits are of two patients."""
+    first: visits_dicom.Image | None = None
+    for place, uid in dict.fromkeys((v.image, v.series_uid) for v in visits if v.image is not None):
+        for image in visits_dicom.images(_files(place), limits):
+            if uid in (None, image.series):
+                first = first or image
+                visits_dicom.check_one_patient(first, image, listed=True)
