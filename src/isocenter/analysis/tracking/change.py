@@ -47,12 +47,23 @@ class Change:
         return np.asarray(self.risen | self.fallen)
 
 
-def changes(later: Volume, earlier: Volume, matrix: NDArray[np.float64], region: NDArray[np.bool_], *, bright: bool = True) -> Change:
+def changes(
+    later: Volume,
+    earlier: Volume,
+    matrix: NDArray[np.float64],
+    region: NDArray[np.bool_],
+    *,
+    bright: bool = True,
+    seed_sd: float = SEED_SD,
+    spread_sd: float = SPREAD_SD,
+    bright_sd: float = BRIGHT_SD,
+) -> Change:
     """Changes within `region` (z, y, x; on the later scan's grid), such as the brain.
 
     matrix: 4 x 4, LPS mm of `earlier` to LPS mm of `later`, as `register` gives it. bright: lesions are brighter than the
-    tissue around; False where they may be anything. Raises `UsageError` for a region of another shape or of less than 1000 voxels
-    that both scans show, `GeometryError` for a grid whose axes are not at right angles.
+    tissue around; False where they may be anything. seed_sd, spread_sd, bright_sd: see `SEED_SD` and its neighbours. Raises
+    `UsageError` for a region of another shape or of less than 1000 voxels that both scans show, `GeometryError` for a grid whose axes
+    are not at right angles.
     """
     from scipy import ndimage
 
@@ -77,15 +88,15 @@ def changes(later: Volume, earlier: Volume, matrix: NDArray[np.float64], region:
     near = _ball(_OFF_MM, spacing)
     centre, spread = float(np.median(before[inside])), _spread(before[inside])
     lightest = np.maximum(a, b)
-    seed_at = inside & (lightest > centre + BRIGHT_SD * spread) if bright else inside
+    seed_at = inside & (lightest > centre + bright_sd * spread) if bright else inside
     spread_at = inside & (lightest > centre) if bright else inside
     least = max(1, round(_LEAST_MM3 / later.grid.voxel_mm3))
     found = []
     for sign in (1, -1):
         # Brighter than all around it was, or darker than all around it was.
         beyond = b - ndimage.maximum_filter(a, footprint=near) if sign > 0 else ndimage.minimum_filter(a, footprint=near) - b
-        where = spread_at & (sign * difference > SPREAD_SD * noise)
-        grown = ndimage.binary_propagation(seed_at & where & (beyond > SEED_SD * noise), mask=where)
+        where = spread_at & (sign * difference > spread_sd * noise)
+        grown = ndimage.binary_propagation(seed_at & where & (beyond > seed_sd * noise), mask=where)
         labels, _ = ndimage.label(grown, np.ones((3, 3, 3)))
         sizes = np.bincount(labels.reshape(-1))
         sizes[0] = 0
@@ -95,7 +106,7 @@ def changes(later: Volume, earlier: Volume, matrix: NDArray[np.float64], region:
     told = np.full(later.shape, np.nan, np.float32)
     told[box][inside] = difference[inside]
     stays = np.zeros(later.shape, bool)
-    stays[box] = inside & (np.minimum(a, b) > centre + BRIGHT_SD * spread)
+    stays[box] = inside & (np.minimum(a, b) > centre + bright_sd * spread)
     return Change(found[0], found[1], told, noise, stays)
 
 
