@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from isocenter.analysis.case import Case, assemble
-from isocenter.analysis.report import content, figures
-from isocenter.core.patient import Patient, TherapyEvent
+from isocenter.analysis.case import NO_SCAN, Case, MeasuredVisit, assemble
+from isocenter.analysis.narrative.template import write
+from isocenter.analysis.report import content, figures, html, pdf
+from isocenter.analysis.report.told import Told
+from isocenter.core.patient import Patient, TherapyEvent, Timepoint
 from tests.analysis.test_case_edits import visit
 
 
@@ -47,9 +52,84 @@ def test_bars_say_what_they_are(case: Case) -> None:
     assert f"{100 * (min(sizes[1:]) / sizes[0] - 1):+.0f} %" in {t.get_text() for t in bars.texts}
 
 
+@pytest.fixture(scope="module")
+def gappy() -> Case:
+    """Two lesions; the second goes and comes back; the fourth visit has no scan; every criterion judges; a partial response is not confirmed."""
+    balls = ((12, 10), (8, None), None, (11, 9))
+    visits = []
+    for k, radii in enumerate(balls):
+        when = Timepoint(f"visit-{k + 1}", 40.0 * k)
+        if radii is None:
+            visits.append(MeasuredVisit(when, None, reason=NO_SCAN))
+            continue
+        places = [(10, 15, 15, radii[0]), *([(10, 45, 45, radii[1])] if radii[1] else [])]
+        visits.append(visit(f"visit-{k + 1}", 40.0 * k, *places))
+    made = assemble(Patient("P", tuple(v.timepoint for v in visits)), visits, criteria=("irecist", "rano"))
+    return replace(made, names={"L1": "آفة في الكبد", "L2": "x<y & a very long name of a lesion"})
+
+
+def page_of(case: Case) -> str:
+    return html.render(Told(case, write(case), "1", thumbnail=lambda _: b"png"))
+
+
+def test_a_visit_that_shows_no_lesion_says_why(gappy: Case) -> None:
+    first, second = content.tracks(gappy, lambda _: b"png")
+    assert [(s.png is not None, s.text) for s in first.shots if s.png is None] == [(False, "no scan")]
+    assert [s.text for s in second.shots if s.png is None] == ["not seen", "no scan"]
+    assert [s.visit for s in second.shots] == ["visit-1", "visit-2", "visit-3", "visit-4"]
+
+
+def test_the_lesions_stand_one_after_the_other(gappy: Case) -> None:
+    rows = [(row["track"], row["visit"]) for row in content.lesion_rows(gappy)]
+    assert rows == [("L1", "visit-1"), ("L1", "visit-2"), ("L1", "visit-4"), ("L2", "visit-1"), ("L2", "visit-4")]
+
+
+def test_both_best_responses_and_all_criteria_are_told(gappy: Case) -> None:
+    page = page_of(gappy)
+    assert gappy.best_overall != gappy.best_seen
+    assert f"confirmed: {gappy.best_overall}; without confirmation: {gappy.best_seen}" in page
+    head, rows = content.others(gappy)
+    assert head == ["Visit", "Day", "Volumetric response", "RANO", "iRECIST"]
+    assert [row[-1] for row in rows] == [str(r.category) for r in gappy.irecist]
+    assert ">iRECIST</th>" in page
+
+
+def test_the_page_can_be_read_by_who_cannot_see_it_and_fetches_nothing(gappy: Case) -> None:
+    page = page_of(gappy)
+    assert page.count("<svg ") == page.count('<svg role="img" aria-label="')
+    assert page.count("<img ") == page.count('<img alt="L')
+    assert "<th>" not in page
+    assert page.count("<thead>") == page.count("<table>") == 3
+    ids = re.findall(r'<(?!path|clipPath|style)\w+ [^>]*?\bid="([^"]+)"', page)
+    assert len(set(ids)) == len(ids)
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:|//|file:)""", re.sub(r'xmlns(?::\w+)?="[^"]*"', "", page))
+    assert "x&lt;y &amp; a very long name" in page
+    assert "x<y" not in page
+
+
+def test_what_plots_and_pdf_cannot_write_is_left_out_and_never_turned_around(gappy: Case) -> None:
+    assert figures.writable("Leber S8 é σ Ж") == "Leber S8 é σ Ж"
+    assert figures.writable("L1 (آفة في الكبد)") == "L1 ([…])"
+    assert figures.writable("肝S8の病変") == "[…]S8[…]"
+    labels = {t.get_text() for t in figures.spider(gappy).figure.axes[0].get_legend().get_texts()}
+    assert labels >= {"L1", "L2"}
+    assert "آفة في الكبد" in page_of(gappy)
+    told = Told(gappy, write(gappy), "1")
+    assert pdf.render(told).startswith(b"%PDF-")
+
+
+def test_nothing_found_is_said(gappy: Case) -> None:
+    visits = [replace(v, found=() if v.found is not None else None) for v in gappy.visits]
+    none = assemble(gappy.patient, visits)
+    page = page_of(none)
+    assert "No lesion was found at any visit." in page
+    assert "There is nothing to draw" in page
+    assert content.rows(none)[0]["sum"] == ""
+    assert pdf.render(Told(none, write(none), "1")).startswith(b"%PDF-")
+
+
 def test_of_two_lesions_on_a_slice_the_measured_one_is_outlined(case: Case) -> None:
     import io
-    from dataclasses import replace
 
     from PIL import Image
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from isocenter.analysis.case import NO_SCAN, Case, MeasuredVisit
 from isocenter.analysis.case_growth import TrackGrowth
-from isocenter.analysis.report import figures
+from isocenter.analysis.report import figures, judged
 from isocenter.analysis.response.visit import Category
 from isocenter.core.patient import Identity, Lesion
 
 #: Said at the top of every report.
 WARNING = "Research use only. Not a medical device; not for diagnosis or treatment. Measurements were made by software and need a physician's review."
 LEGEND = (
-    "± sd: standard deviation of the longest diameter; manual, automatic and scan-rescan parts. Link: confidence that it is the same lesion "
-    "as at the visit before. Calipers: blue longest, pink short axis; yellow the lesion's outline, grey that of others on the slice; white bar 10 mm."
+    "± sd: standard deviation of the longest diameter (above: of the sum); manual, automatic and scan-rescan parts. "
+    "Link: confidence that it is the same lesion as at the visit before. Calipers: blue longest, pink short axis; yellow the lesion's "
+    "outline, grey that of others on the slice; white bar 10 mm."
 )
 #: How a lesion was found, in words.
 METHODS = {"model": "model", "given": "mask given", "clicks": "clicks", "drawn": "reader's figures"}
@@ -27,7 +28,7 @@ MOST_PLOTS = 6
 
 @dataclass(frozen=True)
 class Shot:
-    """One lesion at one visit. png: None where there is no picture."""
+    """One lesion at one visit. png: None where there is no picture; text then says why the lesion has no size, if it has none."""
 
     visit: str
     text: str
@@ -72,7 +73,9 @@ def rows(case: Case) -> list[dict[str, str]]:
         here = [lesion for lesion in case.at(name) if lesion.is_target]
         spread = case.baseline_sd_mm if name == first else spreads.get(visit.timepoint.day)
         response, chances = responses.get(visit.timepoint.day, (None, {}))
-        total = response.sum if response else sum((le.short_axis_mm if le.is_node else le.longest_mm) or 0 for le in here) if name == first else None
+        total = response.sum if response else None
+        if name == first and here:
+            total = sum((le.short_axis_mm if le.is_node else le.longest_mm) or 0 for le in here)
         told.append(
             {
                 "visit": f"{name} {visit.timepoint.scan_date.isoformat()}" if visit.timepoint.scan_date else name,
@@ -109,12 +112,19 @@ def role(lesion: Lesion) -> str:
 
 
 def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Track]:
-    """Every track with its pictures."""
+    """Every track with its pictures, and a word at each visit that shows none of it."""
     made = []
     for name in case.graph.tracks:
         lesions = [lesion for lesion in case.lesions if lesion.track == name]
+        here = {lesion.timepoint_id: lesion for lesion in lesions}
+        kept_out = {lesion.timepoint_id for lesion in case.unseen if lesion.track == name}
         shots = []
-        for lesion in lesions:
+        for visit in case.visits:
+            lesion = here.get(visit.timepoint.timepoint_id)
+            if lesion is None:
+                why = NOT_EVALUABLE if visit.timepoint.timepoint_id in kept_out else "not seen" if visit.found is not None else unseen(visit)
+                shots.append(Shot(visit.timepoint.timepoint_id, why, None))
+                continue
             size = f"{number(lesion.longest_mm) or '?'} x {number(lesion.short_axis_mm) or '?'} mm"
             if lesion.volume_mm3 is not None:
                 size += f", {number(lesion.volume_mm3 / 1000, 2)}\N{NO-BREAK SPACE}ml"
@@ -124,6 +134,32 @@ def tracks(case: Case, thumbnail: Callable[[Lesion], bytes | None]) -> list[Trac
         what = ", ".join(w for w in (role(first), first.organ or "", "lymph node" if first.is_node else "") if w)
         made.append(Track(case.called(name), what, tuple(shots)))
     return made
+
+
+def lesion_rows(case: Case) -> list[dict[str, str]]:
+    """The table of lesions: each lesion over its visits, one lesion after the other."""
+    order = {name: k for k, name in enumerate(case.graph.tracks)}
+    return [lesion_row(lesion) for lesion in sorted(case.lesions, key=lambda lesion: order[lesion.track])]
+
+
+def best_words(case: Case) -> str:
+    """Both best overall responses in a line; one where they are the same."""
+    told = list(judged.best(case))
+    if len({b.category for b in told}) == 1:
+        return f"best overall response {told[0].category}, confirmed or not"
+    return f"best overall response, confirmed: {told[0].category}; without confirmation: {told[-1].category}"
+
+
+def others(case: Case) -> tuple[list[str], list[list[str]]]:
+    """Categories by the criteria beside RECIST 1.1: the table's head, and a row a visit. Without rows where there is none but the volumetric one."""
+    known = [one for one in judged.judgements(case) if one.criterion != "RECIST 1.1"]
+    names = list(dict.fromkeys(one.criterion for one in known))
+    if len(names) < 2:
+        return [], []
+    by_visit = {(one.day, one.criterion): one.category for one in known}
+    days = {v.timepoint.day: v.timepoint.timepoint_id for v in case.visits}
+    rows = [[days[day], f"{day:g}", *(by_visit.get((day, name), "") for name in names)] for day in dict.fromkeys(one.day for one in known)]
+    return ["Visit", "Day", *(name[0].upper() + name[1:] if name[0] not in "im" else name for name in names)], rows
 
 
 def lesion_row(lesion: Lesion) -> dict[str, str]:

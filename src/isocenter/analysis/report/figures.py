@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 from dataclasses import dataclass
+from functools import cache
+from html import escape
 from itertools import cycle
 from typing import Any
 
@@ -34,6 +38,35 @@ def ink(colour: str) -> str:
     return "#000000" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "#ffffff"
 
 
+#: Characters of a name in a plot.
+_LONGEST_NAME = 24
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """What DejaVu Sans, which matplotlib brings, has letters for."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap())
+
+
+def writable(text: str) -> str:
+    """A text as plots and the PDF can write it: what these letters lack, or what runs from right to left, is left out as "[…]".
+
+    Neither joins letters nor turns them around, so Arabic would come out as other words; the page and the data have the text as it is.
+    """
+    known = _letters()
+    marks = ["\0" if ord(c) not in known or unicodedata.bidirectional(c) in {"R", "AL", "AN"} else c for c in text]
+    return re.sub(r"\0(?:[\0\s]*\0)?", "[…]", "".join(marks))
+
+
+def short_name(case: Case, track: str) -> str:
+    """A track's name where room is short: without the reader's words where these are long, or cannot be written."""
+    name = case.called(track)
+    return name if len(name) <= _LONGEST_NAME and writable(name) == name else track
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot that is drawn when it is known how. width, height: inches."""
@@ -42,15 +75,16 @@ class Plot:
     width: float
     height: float
 
-    def svg(self) -> str:
-        """SVG text, the same each time for one case: no date and no random ids."""
+    def svg(self, words: str = "") -> str:
+        """SVG text, the same each time for one case: no date, and no ids but those that it refers to. words: said to who cannot see it."""
         import matplotlib as mpl
 
         buffer = io.StringIO()
         with mpl.rc_context({"svg.hashsalt": "isocenter", "svg.fonttype": "none", "font.family": "sans-serif"}):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
-        return text[text.index("<svg") :]
+        text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+        return text.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1) if words else text
 
     def png(self, dpi: int = 220) -> bytes:
         """PNG, `dpi` pixels an inch."""
@@ -93,7 +127,7 @@ def spider(case: Case) -> Plot:
         if begin is not None:
             first = float(points[begin][1] or 1.0)
             known = [(day, 100 * (size / first - 1)) for day, size in points[begin:] if size is not None]
-            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=case.called(track), lw=1.5, ms=4)
+            axes.plot(*zip(*known, strict=True), "o-", color=colour, label=short_name(case, track), lw=1.5, ms=4)
     responses = case.responses.get("recist_1.1", ())
     total = [(r.day, r.percent_baseline) for r in responses if r.percent_baseline is not None]
     if total:
@@ -119,7 +153,7 @@ def waterfall(case: Case) -> Plot:
         seen = {lesion.timepoint_id for lesion in (*case.lesions, *case.unseen) if lesion.track == track}
         gone = any(v.found is not None and v.timepoint.timepoint_id not in seen for v in case.visits)
         if known:
-            bars.append((case.called(track), -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))
+            bars.append((short_name(case, track), -100.0 if gone else 100 * (min(known[1:], default=known[0]) / known[0] - 1)))
     bars.sort(key=lambda bar: -bar[1])
     axes, plot = _axes(3.6, 3.0)
     colours = ["#D55E00" if v >= 20 else "#56B4E9" if v <= -30 else "#999999" for _, v in bars]
@@ -138,8 +172,8 @@ def title(case: Case, track: str) -> str:
     """Whose volumes a plot shows."""
     if track == "total":
         return "All lesions together"
-    organ = next((k.organ for k in case.lesions if k.track == track and k.organ), None)
-    return f"{case.called(track)}, {organ}" if organ else case.called(track)
+    organ = next((writable(k.organ) for k in case.lesions if k.track == track and k.organ), None)
+    return f"{short_name(case, track)}, {organ}" if organ else short_name(case, track)
 
 
 def growth(case: Case, track: TrackGrowth) -> Plot:

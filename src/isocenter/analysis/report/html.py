@@ -20,9 +20,9 @@ def render(told: Told) -> str:
     case = told.case
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
-    def svg(plot: figures.Plot) -> Markup:
-        # Made here from numbers and names that matplotlib escapes.
-        return Markup(plot.svg())  # noqa: S704
+    def svg(plot: figures.Plot, words: str) -> Markup:
+        # Made here from numbers and names that matplotlib escapes, and words that `Plot` does.
+        return Markup(plot.svg(words))  # noqa: S704
 
     total, judged = content.scenarios(case), bool(case.responses.get("recist_1.1") and case.targets)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
@@ -30,20 +30,24 @@ def render(told: Told) -> str:
         identity=" · ".join(content.identity_words(told.identity)),
         span=content.span(case),
         treatments=content.treatments(case),
-        best=str(case.best_overall) if case.best_overall else "",
+        best=content.best_words(case) if case.best_overall else "",
         warning=content.WARNING,
         legend=content.LEGEND,
         narrative=told.story.parts,
         narrative_source=told.source,
         rows=content.rows(case),
+        others=content.others(case),
         volumetric=content.volumetric(case),
-        spider=svg(figures.spider(case)) if judged else "",
-        waterfall=svg(figures.waterfall(case)) if judged else "",
+        spider=svg(figures.spider(case), "Spider plot: change of targets since the baseline in percent; the table has the figures") if judged else "",
+        waterfall=svg(figures.waterfall(case), "Waterfall plot: best change of each target in percent") if judged else "",
         tracks=content.tracks(case, told.thumbnail),
         picture=lambda png: base64.b64encode(png).decode(),
-        lesions=[content.lesion_row(lesion) for lesion in case.lesions],
-        growth=[{"svg": svg(figures.growth(case, g)), "caption": content.caption(g)} for g in content.drawn(case)],
-        scenarios=svg(figures.scenarios(case, total)) if total else "",
+        lesions=content.lesion_rows(case),
+        growth=[
+            {"svg": svg(figures.growth(case, g), f"Growth plot: volume over days. {content.caption(g)}"), "caption": content.caption(g)}
+            for g in content.drawn(case)
+        ],
+        scenarios=svg(figures.scenarios(case, total), "What-if plot: median volume of all lesions over days, by scenario") if total else "",
         notes=content.notes(case),
         provenance=list({**told.facts, "Scan-rescan error": ScanError().source}.items()),
     )

@@ -1,6 +1,6 @@
 """The report as a PDF of A4 pages, laid out by ReportLab: the same words, tables, pictures and plots as the page has.
 
-Letters are DejaVu's, which matplotlib brings, so names in most of the world's scripts are written as they are.
+Letters are DejaVu's, which matplotlib brings: Latin, Greek, Cyrillic and others; what it cannot write is left out as "[…]", see `figures.writable`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _text(words: str, size: float = 8.5, colour: str = _INK, font: str = _SANS, 
     """A paragraph of plain words; nothing in them is markup."""
     from reportlab.platypus import Paragraph
 
-    return Paragraph(escape(words), _style(size, colour, font, **rest))
+    return Paragraph(escape(figures.writable(words)), _style(size, colour, font, **rest))
 
 
 def _head(words: str) -> Any:
@@ -87,8 +87,9 @@ def _flow(told: Told) -> Iterator[Any]:
     yield _text(f"Patient {case.patient.patient_id}", 16, font=_BOLD, spaceAfter=2)
     if told.identity is not None:
         yield _text(" · ".join(content.identity_words(told.identity)), 9, font=_BOLD)
-    best = f" · best overall response (confirmed) {case.best_overall}" if case.best_overall else ""
-    yield _text(f"{content.span(case)}{best}", 8.5, _MUTED, spaceAfter=1)
+    yield _text(content.span(case), 8.5, _MUTED, spaceAfter=1)
+    if case.best_overall:
+        yield _text(f"By RECIST 1.1: {content.best_words(case)}", 8.5, font=_BOLD, spaceAfter=1)
     yield _text(content.treatments(case), 8.5, _MUTED, spaceAfter=4)
     yield _note(content.WARNING)
     yield _head("Summary")
@@ -96,6 +97,10 @@ def _flow(told: Told) -> Iterator[Any]:
     yield _text(told.source, 7, _MUTED)
     yield _head("Response by RECIST 1.1")
     yield _responses(told)
+    head, rows = content.others(case)
+    if rows:
+        yield _text("By other criteria", 8.5, font=_BOLD, spaceBefore=6, spaceAfter=2, keepWithNext=1)
+        yield _table(head, rows, [1] * len(head), (1,))
     if line := content.volumetric(case):
         yield _text(line, 7, _MUTED, spaceBefore=3)
     if case.responses.get("recist_1.1") and case.targets:
@@ -114,7 +119,7 @@ def _flow(told: Told) -> Iterator[Any]:
 def _part(title: str, text: str, size: float = 8.5) -> Any:
     from reportlab.platypus import Paragraph
 
-    return Paragraph(f"<b>{escape(title)}.</b> {escape(text)}", _style(size, spaceAfter=3))
+    return Paragraph(f"<b>{escape(title)}.</b> {escape(figures.writable(text))}", _style(size, spaceAfter=3))
 
 
 def _note(words: str) -> Any:
@@ -151,7 +156,7 @@ def _responses(told: Told) -> Any:
     rows = content.rows(told.case)
     names = ("visit", "day", "lesions", "sum", "sd", "baseline", "nadir", "category", "chances", "why")
     colours = [("BACKGROUND", (7, k), (7, k), row["colour"]) for k, row in enumerate(rows, start=1) if row["category"]]
-    head = ("Visit", "Day", "Lesions", "Sum (mm)", "± sd", "vs baseline", "vs smallest", "Category", "How likely", "Why")
+    head = ("Visit", "Day", "Lesions", "Sum (mm)", "± sd (mm)", "vs baseline", "vs smallest", "Category", "How likely", "Why")
     return _table(head, [[row[name] for name in names] for row in rows], (10.5, 5, 7, 7, 5, 9, 9, 9.5, 11.5, 26), range(1, 7), colours)
 
 
@@ -193,9 +198,12 @@ def _lesions(told: Told) -> Iterator[Any]:
         heading = []
     yield from heading
     yield Spacer(1, 6)
+    if not told.case.lesions:
+        yield _text("No lesion was found at any visit.", 8.5)
+        return
     names = ("visit", "track", "role", "organ", "longest", "short", "sd", "volume", "mean", "method", "link")
-    head = ("Visit", "Lesion", "Role", "Organ", "Longest (mm)", "Short axis (mm)", "± sd", "Volume (ml)", "Mean", "Found by", "Link")
-    rows = [[row[name] for name in names] for row in map(content.lesion_row, told.case.lesions)]
+    head = ("Visit", "Lesion", "Role", "Organ", "Longest (mm)", "Short axis (mm)", "± sd (mm)", "Volume (ml)", "Mean", "Found by", "Link")
+    rows = [[row[name] for name in names] for row in content.lesion_rows(told.case)]
     yield _table(head, rows, (10, 7, 10, 10, 10, 10, 6, 9, 9, 10, 6), (4, 5, 6, 7, 8, 10))
     yield _text(content.LEGEND, 7, _MUTED, spaceBefore=3)
 
