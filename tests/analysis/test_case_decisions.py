@@ -85,6 +85,7 @@ def test_a_lesion_becomes_two_and_they_one_again(apart: list[MeasuredVisit]) -> 
     assert edges["lesion-1@a", "lesion-3@b"] == edges["lesion-3@b", "lesion-1@c"] == (True, 1.0)
     # Nothing is new, diameters of the parts add up, and of the whole its own counts (RECIST 1.1, section 4.3.2).
     assert not any(k.is_new for k in seen.lesions)
+    assert all(k.is_target for k in seen.lesions), "a part of a target is of it"
     sizes = {(k.timepoint_id, k.lesion_id): k.longest_mm or 0.0 for k in seen.lesions}
     first, second = seen.responses["recist_1.1"]
     assert first.sum == pytest.approx(sum(sizes["b", f"lesion-{k}"] for k in (1, 2, 3)))

@@ -16,7 +16,7 @@ from isocenter.analysis.response.irecist import IResponse
 from isocenter.analysis.response.recist import Candidate, choose_targets
 from isocenter.analysis.response.visit import Category, Response
 from isocenter.analysis.track_names import named_as
-from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, Regrouping, follow, not_evaluable
+from isocenter.analysis.tracking.graph import Correction, Event, LesionGraph, Node, Regrouping, follow, not_evaluable, split_off
 from isocenter.analysis.tracking.match import Located
 from isocenter.analysis.uncertainty import of_diameter
 from isocenter.core.errors import UsageError
@@ -291,6 +291,9 @@ def _choose(
 
 def _lesions(visits: Sequence[MeasuredVisit], graph: LesionGraph, targets: Sequence[str], blind: Collection[tuple[str, str]]) -> tuple[Lesion, ...]:
     fresh = {(e.visit, lesion) for e in graph.events if e.event is Event.NEW for lesion in e.lesions}
+    # What split off from a target is of it, and in its sum (RECIST 1.1, section 4.3.2).
+    parts = split_off(graph)
+    counted = {*targets, *(part for target in targets for part in parts.get(target, ()))}
     sure = {(pair[1], link.after): link.confidence for pair, links in graph.links.items() for link in links if pair[1] in graph.lesions}
     lesions = []
     for visit in visits:
@@ -324,7 +327,7 @@ def _lesions(visits: Sequence[MeasuredVisit], graph: LesionGraph, targets: Seque
                     label=found.label,
                     organ=found.organ,
                     is_node=found.node,
-                    is_target=track in targets,
+                    is_target=track in counted,
                     is_new=(name, found.id) in fresh,
                     method=found.method,
                     confidence=sure.get((name, found.id)),
