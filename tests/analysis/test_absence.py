@@ -50,7 +50,23 @@ def test_an_absence_that_nothing_explains_leaves_no_number(volumes: list[float |
     assert found.forecast is None
     assert not found.scenarios
     assert "not seen on day" in found.reasons[0]
-    assert "check whether it was missed" in found.reasons[0]
+    assert "if it was missed, correct the mask or say that it was not evaluable" in found.reasons[0]
+
+
+def test_what_was_missed_of_one_lesion_is_not_known_of_all_together() -> None:
+    """L2 is gone for two visits and back at its old size. Said to be not evaluable there, it leaves the whole unknown at those visits alone."""
+    sizes: list[tuple[float, float | None]] = [(3000, 2000), (3050, 0), (3100, 0), (3150, 2050), (3200, 2060)]
+    visits = [(day, [lesion(a, day), *([lesion(b, day, "L2")] if b else [])]) for day, (a, b) in zip(DAYS, sizes, strict=True)]
+    total, first, second = grow(visits, ["L1", "L2"], ())
+    assert first.forecast is not None
+    assert second.growth is None
+    assert total.growth is None
+    assert total.reasons == (f"L2: {second.reasons[0]}",)
+    blank = [(day, [lesion(a, day), lesion(b or None, day, "L2")]) for day, (a, b) in zip(DAYS, sizes, strict=True)]
+    total, _, second = grow(blank, ["L1", "L2"], ())
+    assert second.forecast is not None
+    assert total.forecast is not None
+    assert list(total.volumes_mm3) == [5000, None, None, 5200, 5260]
 
 
 def test_gone_at_the_end_is_fitted_and_not_forecast() -> None:

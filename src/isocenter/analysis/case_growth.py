@@ -28,7 +28,10 @@ _AHEAD, _AHEAD_DAYS = 0.5, 365.0
 
 @dataclass(frozen=True, eq=False)
 class TrackGrowth:
-    """Growth of one lesion, or of all together ("total"). Each part is None with its reason where it cannot be had."""
+    """Growth of one lesion, or of all together ("total"). Each part is None with its reason where it cannot be had.
+
+    unexplained: it was not seen at visits at which growth and treatments would have it there.
+    """
 
     track: str
     days: tuple[float, ...]
@@ -37,6 +40,7 @@ class TrackGrowth:
     forecast: Forecast | None
     scenarios: tuple[Scenario, ...] = ()
     reasons: tuple[str, ...] = ()
+    unexplained: bool = False
 
 
 def grow(
@@ -53,7 +57,7 @@ def grow(
     graph: says which tracks split and merged. A track counts with what split off from it and what grew into it; a part is not
     absent while it belongs to another track, its volume is not known.
     """
-    everything = grow_one(visits, TOTAL, courses, population, scenarios)
+    everything = grow_one(visits, TOTAL, courses, population, scenarios, graph=graph)
     return (everything, *(grow_one(visits, track, courses, population, (), graph=graph) for track in tracks))
 
 
@@ -66,7 +70,7 @@ def grow_one(
     *,
     graph: LesionGraph | None = None,
 ) -> TrackGrowth:
-    """Growth of one track, or of all lesions together (`TOTAL`), see `grow`."""
+    """Growth of one track, or of all lesions together (`TOTAL`), see `grow`. What was missed of one lesion is not known of the whole either."""
     therapies = tuple(
         Therapy(t.therapy_type, t.start_day, math.inf if t.end_day is None else t.end_day, t.dose, t.onset_days, t.decay_per_day) for t in courses
     )
@@ -78,8 +82,25 @@ def grow_one(
         whole, rows, away = _with_relatives(track, rows, graph)
         notes = (f"its volume counts {', '.join(whole)}: one lesion with it at some visits",) if whole else ()
     volumes = tuple(None if apart else _volume(row) for row, apart in zip(rows, away, strict=True))
+    if track == TOTAL and (missed := _missed(visits, courses, population, graph)):
+        return TrackGrowth(TOTAL, days, volumes, None, None, reasons=missed, unexplained=True)
     found = _track(track, days, volumes, tuple(map(_error_of_all, rows)), therapies, population, tuple(scenarios))
     return replace(found, reasons=(*notes, *found.reasons)) if notes else found
+
+
+def _missed(
+    visits: Sequence[tuple[float, Sequence[Lesion]]], courses: Sequence[TherapyEvent], population: Population, graph: LesionGraph | None
+) -> tuple[str, ...]:
+    """Of each track that was not seen at some visit after its first, though nothing explains that: the reason, with its name."""
+    rows = [list(lesions) for _, lesions in visits]
+    told = []
+    for track in dict.fromkeys(k.track for row in rows for k in row):
+        _, own, away = _with_relatives(track, rows, graph)
+        first = next(n for n, row in enumerate(own) if row)
+        if any(not row and not apart for row, apart in zip(own[first:], away[first:], strict=True)):
+            found = grow_one(visits, track, courses, population, graph=graph)
+            told += [f"{track}: {found.reasons[-1]}"] if found.unexplained else []
+    return tuple(told)
 
 
 def _with_relatives(track: str, rows: Sequence[Sequence[Lesion]], graph: LesionGraph | None) -> tuple[list[str], list[list[Lesion]], list[bool]]:
@@ -140,7 +161,7 @@ def _track(
         return replace(empty, reasons=(error.message,))
     growth, why = explained(series, therapies)
     if growth is None:
-        return replace(empty, reasons=(why,))
+        return replace(empty, reasons=(why,), unexplained=True)
     series, end = growth.series, float(growth.series.days[-1])
     reasons = [f"{e.kind}: {e.reason}" for e in effects(growth) if not e.identifiable] if therapies else []
     if series.absent[-1]:
@@ -156,7 +177,7 @@ def _track(
         except UsageError:
             continue
     if path is None and growth.best.aicc is None:
-        return replace(empty, reasons=(unexplained(series),))
+        return replace(empty, reasons=(unexplained(series),), unexplained=True)
     if path is None:
         reasons.append("no forecast: it was not seen at some visits, which treatments and growth at a usual rate do not explain")
     whole = np.linspace(series.days[0], end + reach, 61)

@@ -50,4 +50,5 @@ def unexplained(series: Series) -> str:
     """Why there is no growth: the days on which the lesion was not seen."""
     days = ", ".join(f"{day:g}" for day in series.days[series.absent])
     back = "and back later" if not series.absent[-1] else "after visits at which it was there"
-    return f"not seen on day {days} {back}, which no growth law with the treatments given explains: check whether it was missed there"
+    said = "if it was missed, correct the mask or say that it was not evaluable"
+    return f"not seen on day {days} {back}, which no growth law with the treatments given explains: {said}"

@@ -349,8 +349,10 @@ def _profile(growth: Growth, fit: Fit, row: int, side: int) -> float | None:
     around = _prior(fit.curve, growth.kinds, growth.prior)
     around[row] = 0.0  # the data's own word on it
 
+    x = fit.x.copy()  # each value begins where the one before ended
+
     def at(value: float) -> float:
-        bounds, x = fit.bounds.copy(), fit.x.copy()
+        bounds = fit.bounds.copy()
         bounds[row] = x[row] = value
         return float(least_squares(fit.curve.code, x, bounds, 1 + len(fit.curve.parameters), table, series.days, series.u, series.signed_sd, around))
 
@@ -358,7 +360,7 @@ def _profile(growth: Growth, fit: Fit, row: int, side: int) -> float | None:
     inner, outer = float(fit.x[row]), float(fit.bounds[row, 0 if side < 0 else 1])
     if at(outer) < limit:
         return None
-    for _ in range(25):
+    for _ in range(15):  # to a thousandth of its logarithm
         middle = (inner + outer) / 2
         inner, outer = (inner, middle) if at(middle) > limit else (middle, outer)
     return math.exp((inner + outer) / 2)
