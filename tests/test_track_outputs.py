@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib
 import io
 import json
@@ -12,6 +13,8 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ from tests.dicom_study import ACCESSION, NAME, NUMBER, write_dicom_study
 
 #: What must be nowhere unless it was asked for.
 SECRETS = [NAME, NAME.split("^")[0], NUMBER, ACCESSION, "Dodgson", "Christ Church", "Wonderland", "18520504", "1852-05-04"]
+#: What shows the words of a PDF, and what it says of itself.
+PDF_TOOLS: tuple[tuple[str, tuple[str, ...]], ...] = (("pdftotext", ("-",)), ("pdfinfo", ()))
 VISITS = ("visit-1", "visit-2", "visit-3")
 
 
@@ -404,6 +409,46 @@ def test_the_pdf_says_what_the_page_says(done: tuple[Path, Case], service: Servi
             lines = [line.strip() for line in page.splitlines() if line.strip() and "research use only, not a medical device" not in line]
             assert not lines or lines[-1] not in heads, "a heading stays with what follows"
         assert "Treatment: chemotherapy, day " in words
+
+
+def test_scans_without_the_patient_keep_their_intervals_in_every_output(service: Service, study: Path, tmp_path: Path) -> None:
+    """From the archive's files to reports: neither who it was nor when is in any of them, and the days between are what they were."""
+    scans, clean = tmp_path / "scans", tmp_path / "clean"
+    for name in VISITS:
+        shutil.copytree(study / name, scans / name)
+    ran = CliRunner().invoke(app, ["deidentify", str(scans), str(clean), "--key", str(tmp_path / "key")])
+    assert ran.exit_code == 0, ran.output
+    folders = {str(pydicom.dcmread(next(f.iterdir()), stop_before_pixels=True).StudyDate): f for f in clean.glob("*/*")}
+    facts = json.loads((study / "study.json").read_text())
+    true = [date.fromisoformat(visit["date"]) for visit in facts["visits"]]
+    for visit, (when, folder) in zip(facts["visits"], sorted(folders.items()), strict=True):
+        shutil.copy(study / visit["mask"], clean)
+        visit |= {"image": str(folder.relative_to(clean)), "date": f"{when[:4]}-{when[4:6]}-{when[6:]}"}
+    (clean / "study.json").write_text(json.dumps(facts | {"patient_id": "P-1"}))
+    out = tmp_path / "out"
+    track(service, clean, out, options=TrackOptions(registration=None, preprocessed=False, formats=("all",)))
+
+    told = [date.fromisoformat(visit["date"]) for visit in facts["visits"]]
+    assert [b - a for a, b in pairwise(told)] == [b - a for a, b in pairwise(true)]
+    assert not set(told) & set(true)
+    case = json.loads((out / "case.json").read_text())
+    assert [t["scan_date"] for t in case["timepoints"]] == [d.isoformat() for d in told]
+    for name, day in zip(VISITS, told, strict=True):
+        assert {str(pydicom.dcmread(out / "dicom" / f"{name}_{kind}.dcm").StudyDate) for kind in ("seg", "sr")} == {day.strftime("%Y%m%d")}
+    bundle = json.loads((out / "fhir.json").read_text())
+    dated = {r["resource"]["effectiveDateTime"] for r in bundle["entry"] if "effectiveDateTime" in r["resource"]}
+    assert dated == {d.isoformat() for d in told}
+    assert {row["day"] for row in csv.DictReader(io.StringIO((out / "response.csv").read_text()))} == {"42", "126", ""}
+    known = [f"{d:{form}}".encode() for d in true for form in ("%Y%m%d", "%Y-%m-%d")] + [secret.encode() for secret in SECRETS]
+    for file in (p for p in out.rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        if file.name.endswith(".gz"):
+            data = gzip.decompress(data)
+        if file.suffix == ".pdf" and shutil.which("pdftotext"):
+            words = [subprocess.run([tool, str(file), *more], capture_output=True, check=True).stdout for tool, more in PDF_TOOLS]
+            assert told[0].isoformat().encode() in words[0]
+            data += b"".join(words)
+        assert not [secret for secret in known if secret in data or secret.decode() in str(file.relative_to(out))], file.name
 
 
 def test_one_file_of_several_is_an_archive(done: tuple[Path, Case], service: Service, study: Path) -> None:
