@@ -133,6 +133,21 @@ def test_each_visit_has_its_own_error_in_the_probabilities() -> None:
     assert seen.chances[1][Category.PD] == pytest.approx(expected, abs=0.06)
 
 
+def test_a_new_lesion_near_ten_millimetres_is_new_with_a_probability() -> None:
+    """Whether it is progression hangs on its diameter, which has an error; what a person said of the visit does not."""
+    ball, small = (12, 15, 15, 12), (14, 45, 45, 4.4)
+    seen = case(visit("a", 0, ball), visit("b", 60, ball, small))
+    new = seen.at("b")[1]
+    assert 8 < (new.longest_mm or 0) < 10
+    assert categories(seen) == ["SD"]
+    expected = 1 - NormalDist(new.longest_mm or 0, new.sd_mm or 1).cdf(10)
+    assert 0.05 < expected < 0.5
+    assert seen.chances[0][Category.PD] == pytest.approx(expected, abs=0.06)
+    said = case(visit("a", 0, ball), replace(visit("b", 60, ball, small), new_lesions=False))
+    assert said.chances[0].get(Category.PD, 0.0) < 0.06, "by the target alone"
+    assert case(visit("a", 0, ball), replace(visit("b", 60, ball, small), new_lesions=True)).chances[0] == {Category.PD: 1.0}
+
+
 def test_new_lesions_confirm_progression_by_growing_or_by_number() -> None:
     """iRECIST, page e147: a first new lesion is iUPD; 5 mm more of it, or another one, 4 to 8 weeks later confirms, the same lesion does not."""
     ball = (12, 15, 15, 10)

@@ -106,7 +106,11 @@ def respond(
     if taken_away := recist.unconfirmed(by_recist, best_seen, best):
         notes.append(taken_away)
     spread = _errors(seen, (baseline, *later))
-    chances = tuple(probabilities(start, follow_ups, lambda t, size: spread[t, size], recist.respond, draws=500)) if targets else ()
+    fresh = [_fresh(seen, v) if v.new_lesions is None else None for v in later]
+    appeared = [[(extent(k), k.sd_mm or 0.0) for k in row] if row is not None else None for row in fresh]
+    chances: tuple[Mapping[Category, float], ...] = ()
+    if targets:
+        chances = tuple(probabilities(start, follow_ups, lambda t, size: spread[t, size], recist.respond, new=appeared, new_mm=NEW_MM, draws=500))
     if not targets:
         notes.append("no lesion at baseline is large enough to be a target (10 mm, nodes 15 mm)")
     return Judged(
@@ -226,8 +230,7 @@ def _targets(seen: _Seen, visit: MeasuredVisit, value: str | None) -> dict[str, 
 def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, NonTargets]:
     """Whether there are new lesions, and the state of all non-targets; what a person said of either comes first."""
     here = {lesion.track: lesion for lesion in seen.lesions if lesion.timepoint_id == visit.timepoint.timepoint_id}
-    # What cannot be assessed is not unequivocally new; it is judged when it can (section 4.3.5).
-    fresh = [lesion for lesion in here.values() if lesion.evaluable and _began_new(lesion.track, seen.graph)]
+    fresh = _fresh(seen, visit)
     new = visit.new_lesions
     if new is None:
         new = any(extent(lesion) >= NEW_MM for lesion in fresh)
@@ -244,6 +247,12 @@ def _beyond(seen: _Seen, visit: MeasuredVisit, notes: list[str]) -> tuple[bool, 
     # Nodes are normal below 10 mm, and their disease is gone (section 4.3.3).
     left = [here[t] for t in seen.non_targets if t in here and not (here[t].is_node and extent(here[t]) < recist.NODE_NORMAL_MM)]
     return new, NonTargets.NON if left else NonTargets.CR
+
+
+def _fresh(seen: _Seen, visit: MeasuredVisit) -> list[Lesion]:
+    """Lesions of a visit that were not there at the baseline. What cannot be assessed is judged when it can (section 4.3.5)."""
+    here = [k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id and k.evaluable]
+    return [k for k in here if _began_new(k.track, seen.graph)]
 
 
 def _began_new(track: str, graph: LesionGraph) -> bool:

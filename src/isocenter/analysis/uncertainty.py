@@ -120,13 +120,16 @@ def probabilities(
     sd_mm: Mapping[str, float] | Callable[[str, float], float],
     judge: Callable[[Visit, Sequence[Visit]], Sequence[object]],
     *,
+    new: Sequence[Sequence[tuple[float, float]] | None] | None = None,
+    new_mm: float = 10.0,
     draws: int = 1000,
     seed: int = 42,
 ) -> list[dict[Category, float]]:
     """The probability of each category at each visit, measurement errors drawn again and again.
 
     sd_mm: of a target's diameter, by its id, or by id and size. judge: `recist.respond` or a relative, whose answers have
-    `.category`. What is absent, too small or not evaluated stays so.
+    `.category`. new: by visit after the baseline, sizes and errors of lesions that were not there before, which are new where one has
+    `new_mm`; None where it is known whether there are any. What is absent, too small or not evaluated stays so.
     """
     rng = np.random.default_rng(seed)
     counts: list[Counter[Category]] = [Counter() for _ in followups]
@@ -134,16 +137,20 @@ def probabilities(
     def sd(name: str, size: float) -> float:
         return sd_mm(name, size) if callable(sd_mm) else sd_mm[name]
 
-    def drawn(visit: Visit) -> Visit:
+    def drawn(visit: Visit, fresh: Sequence[tuple[float, float]] | None = None) -> Visit:
         targets: dict[str, Target] = {}
         for name, target in visit.targets.items():
             targets[name] = target
             if target.state is State.MEASURED and target.size is not None:
                 # A lesion that was measured is there: its size stays above a tenth of a millimetre.
                 targets[name] = measured(max(target.size + sd(name, target.size) * float(rng.standard_normal()), 0.1))
-        return replace(visit, targets=targets)
+        if not fresh:
+            return replace(visit, targets=targets)
+        return replace(visit, targets=targets, new_lesions=any(size + error * rng.standard_normal() >= new_mm for size, error in fresh))
 
+    appeared = new if new is not None else [None] * len(followups)
     for _ in range(draws):
-        for count, response in zip(counts, judge(drawn(baseline), [drawn(v) for v in followups]), strict=True):
+        start, later = drawn(baseline), [drawn(visit, fresh) for visit, fresh in zip(followups, appeared, strict=True)]
+        for count, response in zip(counts, judge(start, later), strict=True):
             count[response.category] += 1  # type: ignore[attr-defined]
     return [{category: n / draws for category, n in sorted(count.items())} for count in counts]
