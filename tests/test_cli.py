@@ -89,6 +89,16 @@ def test_a_setting_that_makes_no_sense_is_named_without_its_value(monkeypatch: p
         assert "confidential" not in said
 
 
+@pytest.mark.parametrize("command", ["clean", "worker", "serve --port 0"])
+def test_a_home_that_cannot_be_written_is_told_at_once(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ISOCENTER_HOME", str(tmp_path / "file" / "home"))
+    code, _, said = run(*command.split())
+    assert code == 2
+    assert f"{tmp_path / 'file'} is a file" in said
+    assert "set ISOCENTER_HOME" in said
+
+
 def test_models() -> None:
     code, shown, _ = run("models", "--json")
     assert code == 0

@@ -72,6 +72,14 @@ def test_unreadable_scan_ends_the_server_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: ")
 
 
+def test_what_keeps_the_server_from_starting_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ISOCENTER_HOME", str(tmp_path / "file" / "home"))
+    result = demo(tmp_path / "out")
+    assert result.returncode == 1
+    assert f"the server did not start: {tmp_path / 'file'} is a file" in result.stderr
+
+
 def test_robot() -> None:
     target = np.zeros((9, 20, 20), bool)
     target[2:7, 3:10, 4:15] = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,11 +53,10 @@ def emit(data: Any) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise `UsageError` where nothing can be written in a folder, which may have to be made first."""
-    there = next((f for f in (folder, *folder.absolute().parents) if f.exists()), folder)
-    if not there.is_dir():
-        raise UsageError(f"{there} is a file, so nothing can be written in it; choose another --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"nothing may be written in {there}; choose another --output")
+    from isocenter.store.places import refusal
+
+    if reason := refusal(folder):
+        raise UsageError(f"{reason}; choose another --output")
 
 
 def fail(message: str) -> None:

@@ -42,12 +42,18 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def _complaint(self) -> str:
+        """What the server said last of an error, or else where its log lies."""
+        with self.log.open(errors="replace") as log:
+            said = [line.removeprefix("Error: ").strip() for line in log if line.startswith("Error: ")]
+        return said[-1] if said else f"{self.log} says why"
+
     def wait_ready(self) -> None:
         """Return when it is up and warm. Raises `IsocenterError` when it ends, or takes too long."""
         deadline = time.monotonic() + _START_SECONDS
         while not self.wire.ready():
             if self.process.poll() is not None:
-                raise IsocenterError(f"the server did not start; {self.log} says why")
+                raise IsocenterError(f"the server did not start: {self._complaint()}")
             if time.monotonic() > deadline:
                 raise IsocenterError(f"the server did not get ready within {_START_SECONDS:.0f} s; {self.log} may say why")
             time.sleep(0.05)

@@ -17,6 +17,7 @@ from isocenter.jobs.table import Job, NewJob
 from isocenter.jobs.worker import Worker
 from isocenter.store.database import Database, url_of
 from isocenter.store.objects import Objects, open_objects
+from isocenter.store.places import refusal
 
 
 class Bell(Protocol):
@@ -143,7 +144,10 @@ def role_of(device: str) -> str:
 
 def check_installed(settings: Settings) -> None:
     """Raise `UsageError` for a setting that cannot be meant, or that asks for what is not installed."""
-    postgres = url_of(settings).get_backend_name() == "postgresql"
+    url = url_of(settings)
+    postgres = url.get_backend_name() == "postgresql"
+    if not postgres and url.database and (reason := refusal(Path(url.database).parent)):
+        raise UsageError(f"{reason}, and the database lies there; set ISOCENTER_HOME to a folder that can be written, or DATABASE_URL")
     for asked, module, extra, what in (
         (postgres, "psycopg", "postgres", "PostgreSQL"),
         (settings.minio_endpoint, "obstore", "s3", "MINIO_ENDPOINT"),

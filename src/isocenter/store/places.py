@@ -1,0 +1,14 @@
+"""Folders that something is to be written in: whether it can be, before the work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def refusal(folder: Path) -> str | None:
+    """Why nothing can be written in a folder, which may have to be made first; None where it can."""
+    there = next((f for f in (folder, *folder.absolute().parents) if f.exists()), folder)
+    if not there.is_dir():
+        return f"{there} is a file, so nothing can be written in it"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"nothing may be written in {there}"
