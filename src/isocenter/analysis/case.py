@@ -154,6 +154,11 @@ def assemble(
     lesions = _lesions(visits, graph, targets, blind)
     notes = [
         *(f"{v.timepoint.timepoint_id}: {v.reason}" for v in visits if v.found is None and v.reason),
+        *(
+            f"{v.timepoint.timepoint_id}: no lesion is seen, so all that were known count as gone; say not_evaluable of what could not be assessed"
+            for v in seen
+            if not v.found
+        ),
         *_kinds(seen),
         *_unkept(graph, corrections),
         *_apart(graph, regroupings),

@@ -182,6 +182,9 @@ class Edits:
             raise UsageError("a therapy starts within 100,000 days of the first visit, and its dose is at most 100 times the usual one")
         Therapy(therapy.therapy_type, therapy.start_day, end, therapy.dose, therapy.onset_days, therapy.decay_per_day)
         kept = [t for t in self.therapies if t.therapy_id != therapy.therapy_id]
+        same = next((t for t in kept if (t.therapy_type, t.start_day, t.end_day) == (therapy.therapy_type, therapy.start_day, therapy.end_day)), None)
+        if same is not None:
+            raise UsageError(f"this course is there already, as '{same.therapy_id}': two would count as twice the dose; change its dose instead")
         return replace(self, therapies=tuple(sorted((*kept, therapy), key=lambda t: (t.start_day, t.therapy_id))))
 
     def without_therapy(self, therapy_id: str) -> Edits:

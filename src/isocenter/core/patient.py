@@ -118,8 +118,8 @@ class TherapyEvent:
 
     def __post_init__(self) -> None:
         check_id(self.therapy_id, "a therapy's id")
-        if not self.therapy_type.strip() or len(self.therapy_type) > 100:
-            raise UsageError("a therapy needs a type of at most 100 characters")
+        if not self.therapy_type.strip() or len(self.therapy_type) > 100 or not self.therapy_type.isprintable():
+            raise UsageError("a therapy needs a type of at most 100 printable characters")
 
 
 @dataclass(frozen=True)

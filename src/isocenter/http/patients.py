@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from blake3 import blake3
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 
-from isocenter.core.errors import ConflictError
+from isocenter.core.errors import ConflictError, UsageError
 from isocenter.http import bodies
 from isocenter.http.job_answers import job_answer
 from isocenter.http.jobdesk import Desk
@@ -125,6 +125,8 @@ async def add_timepoint(
 
         def work() -> dict[str, Any]:
             source = form.files.get("file") or (desk.studies.get(asked.study_id) if asked.study_id else None)
+            if source is None and form.files.get("mask"):
+                raise UsageError("a mask goes with its scan, which is missing: send it as file, or name it as study_id")
             if source is None:
                 return {"timepoint": visit_answer(twins.add_without_scan(patient_id, facts, who)), "job": None}
             job, _ = twins.submit(patient_id, source, who, visit=facts, mask=form.files.get("mask"), key=key)

@@ -241,6 +241,8 @@ def _study(
         raise InputError("two visits have one id")
     if len({t.therapy_id for t in therapies}) != len(therapies):
         raise InputError("two therapies have one id")
+    if len({(t.therapy_type, t.start_day, t.end_day) for t in therapies}) != len(therapies):
+        raise InputError("one course of treatment is listed twice, which would count as twice its dose; list it once, with its dose")
     return StudyFiles(patient, tuple(visits), therapies, organs or {}, nodes, notes)
 
 

@@ -37,7 +37,7 @@ from isocenter.patients import merging
 from isocenter.patients.audit import Who
 from isocenter.patients.cases import Cases, edits_of, measured_of
 from isocenter.patients.options import options_of
-from isocenter.patients.records import NewVisit, Records, VisitRow
+from isocenter.patients.records import NewVisit, Records, VisitRow, check_day
 from isocenter.patients.similar import Similar
 from isocenter.service import Service
 
@@ -95,6 +95,8 @@ class _Work:
         """Every step, in order."""
         self._run.check(0.0, "looking at what was sent")
         study, is_dicom = self._study()
+        for therapy in study.therapies:
+            Edits().with_therapy(therapy)  # raises, before anything is measured
         rows = []
         for k, visit in enumerate(study.visits):
             self._run.check(0.7 * k / len(study.visits), f"{visit.id}: reading and measuring")
@@ -187,10 +189,15 @@ class _Work:
             return there  # by an attempt before this one
         folder = self._given.folder / "made" / visit.id
         measured = measure_visit(self._service, study, visit, folder, self._options, self._run)
+        if self._facts is not None and len(study.visits) == 1 and measured.found is None:
+            # It was sent for its scan; a visit that is there already stays as it is.
+            raise InputError(f"'{visit.id}' was not kept, since it could not be measured: {measured.reason}")
         files = self._kept(folder)
         if measured.found is not None and (source := self._source(visit, is_dicom)) is not None:
             files.append(source)
         said = self._facts
+        if said is not None:
+            check_day(self._records.get(self._patient.id), said.day, visit.scan_date)
         new = NewVisit(
             visit.id,
             None if said is not None and said.day is None and visit.scan_date is None and there is None and self._has_visits() else visit.day,

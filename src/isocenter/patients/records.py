@@ -370,6 +370,17 @@ def _check_held(connection: Connection, job: Job) -> None:
         raise ConflictError("the job was taken over, cancelled or deleted meanwhile")
 
 
+def check_day(patient: PatientRow, day: float | None, scan_date: date | None) -> None:
+    """Raise `UsageError` for a visit whose day is not that of its date, in the time of a patient whose visits have dates."""
+    if None in (day, scan_date, patient.origin):
+        return
+    by_date = (scan_date - date.fromisoformat(str(patient.origin))).days if scan_date else 0
+    if day != by_date:
+        raise UsageError(
+            f"the visit's day ({day:g}) and its date contradict: by the patient's other visits the date is day {by_date}; give one of them"
+        )
+
+
 def _day(patient: PatientRow, new: NewVisit, others: Sequence[VisitRow]) -> tuple[str | None, float]:
     """(origin, day): where a visit lies in the patient's time. Day 0 is the first visit that was given."""
     origin = patient.origin

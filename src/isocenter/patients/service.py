@@ -30,7 +30,7 @@ from isocenter.patients.audit import Who
 from isocenter.patients.cases import Cases, Known, edits_of
 from isocenter.patients.job import VisitFacts
 from isocenter.patients.options import options_of
-from isocenter.patients.records import NewVisit, PatientRow, Records, Version, VisitRow
+from isocenter.patients.records import NewVisit, PatientRow, Records, Version, VisitRow, check_day
 from isocenter.patients.similar import Similar
 from isocenter.service import Service
 
@@ -87,6 +87,8 @@ class Patients:
         patient = self.records.get(patient_id)
         if mask is not None and visit is None:
             raise UsageError("a mask goes with one visit; a study.json names its visits' masks itself")
+        if mask is not None and visit is not None and visit.clicks:
+            raise UsageError("give the visit's lesions as a mask or as clicks, not both")
         if visit is not None:
             self._check_visit(patient, visit)
         size = source.size if isinstance(source, Upload) else source.bytes
@@ -123,6 +125,8 @@ class Patients:
         from datetime import date
 
         patient = self.records.get(patient_id)
+        if visit.clicks or visit.series_uid:
+            raise UsageError("clicks and a series go with a scan, which is missing: send it as file, or name it as study_id")
         self._check_visit(patient, visit)
         count = len(self.records.visits(patient_id))
         if visit.day is None and visit.scan_date is None:
@@ -227,7 +231,10 @@ class Patients:
         except ValueError:
             raise UsageError("a date is written as YYYY-MM-DD") from None
         visits.assessment_of(visit.assessment)
-        there = [v for v in self.records.visits(patient.id) if v.timepoint_id == visit.timepoint_id]
+        when = date.fromisoformat(visit.scan_date) if visit.scan_date else None
+        check_day(patient, visit.day, when)
+        known = self.records.visits(patient.id)
+        there = [v for v in known if v.timepoint_id == visit.timepoint_id]
         if there and not visit.replace:
             raise ConflictError(f"there is a visit '{visit.timepoint_id}' already; delete it first, or say that it is to be replaced")
 
