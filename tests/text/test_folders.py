@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from isocenter.core.errors import ModelError, UsageError
+from isocenter.core.model import ModelContext
 from isocenter.core.settings import Settings
 from isocenter.models._text import folder
+from isocenter.models.text import TextEncoder
 from isocenter.textservice import TextService
 
 TEXTS = ["No pleural effusion.", "", "Left lower lobe opacity, 12 mm.", "clear " * 90]
@@ -95,3 +97,36 @@ def test_what_is_not_understood_is_refused(tiny: Callable[..., Path], tmp_path: 
     (place / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ModelError, match="'gpt2'"):
         folder.read(place)
+
+
+def changed(place: Path, name: str, **values: Any) -> None:
+    """Change values in one of a folder's JSON files."""
+    path = place / name
+    path.parent.mkdir(exist_ok=True)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **values}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"), "docs/text.md shows how to convert"),
+        (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:5000]), "weights .* cannot be read"),
+        (lambda p: (p / "config.json").write_text('{"model_type": "bert"}'), "configuration .* is damaged"),
+        (lambda p: (p / "modules.json").write_text('[{"type": "x"}]'), "configuration .* is damaged"),
+        (lambda p: (p / "modules.json").write_text("{"), "configuration .* is damaged"),
+        (lambda p: changed(p, "sentence_bert_config.json", max_seq_length="long"), "configuration .* is damaged"),
+        (lambda p: changed(p, "config.json", num_hidden_layers=9), "lacks the tensor"),
+        (lambda p: changed(p, "config.json", num_attention_heads=5), "do not fit together"),
+        (lambda p: changed(p, "1_Pooling/config.json", pooling_mode_mean_tokens=False), "how it pools"),
+        (lambda p: changed(p, "1_Pooling/config.json", pooling_mode="other"), "pooling by 'other'"),
+        (lambda p: (p / "tokenizer.json").write_text("{"), "tokenizer .* cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_the_folders_fault(tiny: Callable[..., Path], tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
+    place = tmp_path / "model"
+    published(place, tiny("BertConfig"), {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
+    damage(place)
+    context = ModelContext(device="cpu", precision="float32", threads=1, slots=1)
+    with pytest.raises(ModelError, match=message):
+        TextEncoder(place).load(context)

@@ -10,15 +10,16 @@ import contextlib
 import ctypes
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from isocenter.core.errors import ModelError, UnknownModelError, UsageError
+from isocenter.core.errors import IsocenterError, ModelError, UnknownModelError, UsageError
 from isocenter.core.model import ModelContext, ModelSpec, Task
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from isocenter.models._text.folder import Recipe
     from isocenter.models._text.tokens import Cut, Tokenizer
 
+log = structlog.get_logger("isocenter")
 _FACTORY = "isocenter.models.text:TextEncoder"
 _FOLDERS = "Folders in ISOCENTER_HOME/models; see docs/text.md."
 #: Bytes of the real models that the reference document names as its defaults.
@@ -134,6 +136,18 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextlib.contextmanager
+def _damage(message: str) -> Iterator[None]:
+    """Turns what a damaged or foreign folder leads to, in whichever library, into a `ModelError` with this message."""
+    try:
+        yield
+    except (IsocenterError, MemoryError):
+        raise
+    except Exception as error:
+        log.error("a text model cannot be used", error=type(error).__name__, exc_info=error)
+        raise ModelError(message) from None
+
+
 class TextEncoder:
     """One encoder in memory, up to one of its layers. May be used by several threads once loaded."""
 
@@ -146,14 +160,20 @@ class TextEncoder:
         self.tokenizer: Tokenizer
 
     def load(self, context: ModelContext) -> None:
-        """Read the folder, build the graph and get the engine ready."""
+        """Read the folder, build the graph and get the engine ready. Raises `ModelError` for a folder that cannot be used."""
         from isocenter.models._text import engine, folder, tokens
 
-        self.recipe = folder.read(self._folder)
-        self.tokenizer = tokens.Tokenizer(self._folder, dict(self.recipe.config))
+        name = self._folder.name
+        with _damage(f"the configuration of the text model '{name}' is damaged or of another layout; download it again"):
+            self.recipe = folder.read(self._folder)
+            self.tokenizer = tokens.Tokenizer(self._folder, dict(self.recipe.config))
         if self._layers is not None and not 1 <= self._layers <= self.recipe.layers:
             raise UsageError(f"num_layers must lie between 1 and {self.recipe.layers} for this model, not {self._layers}")
-        self._engine = engine.make(self._engine_name, self._folder, self.recipe.config, self._layers or self.recipe.layers, context)
+        with _damage(f"the weights and the configuration of the text model '{name}' do not fit together; download it again"):
+            made = engine.make(self._engine_name, self._folder, self.recipe.config, self._layers or self.recipe.layers, context)
+            self._engine = made
+            # What an engine only notices while it computes is better known now than at a client's request.
+            self.embed(np.zeros((1, 2), np.int64), np.ones((1, 2), np.int64))
         give_back()
 
     @property

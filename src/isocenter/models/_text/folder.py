@@ -99,6 +99,8 @@ def _modules(folder: Path) -> dict[str, Any]:
         if kind == "Pooling":
             settings = _json(place / "config.json")
             found["pooling"] = _pooling(settings)
+            if not found["pooling"]:
+                raise ModelError(f"the text model '{folder.name}' does not say how it pools")
             found["include_prompt"] = bool(settings.get("include_prompt", True))
         elif kind == "Normalize":
             found["normalize"] = True

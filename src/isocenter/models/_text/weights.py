@@ -29,6 +29,8 @@ class Weights:
             for path in _files(folder):
                 file = self._stack.enter_context(safe_open(path, framework="np"))
                 self._where.update(dict.fromkeys(file.keys(), (path, file)))
+        except ModelError:
+            raise
         except Exception:
             self._stack.close()
             raise ModelError(f"the weights of the text model '{folder.name}' cannot be read; download them again") from None
