@@ -405,6 +405,69 @@ def test_dicom_without_dates_by_days_from_an_event(data: Path, tmp_path: Path) -
         visits.read(tmp_path / "none", Limits())
 
 
+def test_another_visit_in_a_flat_folder_leaves_the_others(data: Path, service: Service, tmp_path: Path) -> None:
+    """All files of all visits in one folder, as some archives send them."""
+    place, out = tmp_path / "flat", tmp_path / "out"
+    place.mkdir()
+
+    def add(name: str, day: str) -> None:
+        for file in dicom(data, tmp_path / name, day).iterdir():
+            shutil.copy(file, place / f"{name}-{file.name}")
+
+    def follow() -> dict[str, int]:
+        options = TrackOptions(model="tissue", labels=("bone",), registration=None, preprocessed=False, formats=("json",))
+        case = track(service, place, out, options=options)
+        assert all(visit.found is not None for visit in case.visits)
+        return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("state.json")}
+
+    add("a", "20260101")
+    one = follow()
+    add("b", "20260301")
+    two = follow()
+    assert len(two) == 2
+    assert one.items() <= two.items()
+
+
+def test_only_what_changed_is_made_again(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step: the scan, what networks take, masks, figures."""
+    scan = np.full((30, 36, 40), 40, np.int16)
+    scan[10:20, 12:22, 14:24] = 160
+    volume = Volume(scan, modality="CT", unit="HU")
+    (tmp_path / "ct.nii.gz").write_bytes(write.encode_image(volume, ".nii.gz"))
+    told = {"patient_id": "x", "visits": [{"id": "v", "day": 0, "image": "ct.nii.gz", "modality": "CT", "clicks": [[[18, 16, 14]]]}]}
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    home = tmp_path / "out" / "processed" / "x" / "v"
+    segment, asked = service.segment, []
+    monkeypatch.setattr(service, "segment", lambda *given, **more: asked.append(1) or segment(*given, **more))
+
+    def made(**options: Any) -> set[str]:
+        """What was written, growth aside."""
+        before = {p.name: p.stat().st_mtime_ns for p in home.glob("*")}
+        case = track(service, tmp_path, tmp_path / "out", options=TrackOptions(registration=None, formats=("json",), **options))
+        assert len(case.lesions) == 1
+        return {p.name for p in home.glob("*") if p.stat().st_mtime_ns != before.get(p.name)} - {"growth.json", "state.json"}
+
+    masks, figures = {"mask.nii.gz", "mask.npy"}, {"measurements.json", "embedding.npy", "slices.npz"}
+    assert made() == {"scan.nii.gz", "preprocessed.safetensors", *masks, *figures}
+    assert made() == set()
+    assert made(least_mm3=50.0) == figures
+    assert made(least_mm3=50.0, spacing_mm=2.0) == {"preprocessed.safetensors"}
+    assert made(least_mm3=50.0, preprocessed=False) == set()
+    assert len(asked) == 1, "nothing of that segments again"
+    (home / "preprocessed.safetensors").unlink()
+    assert made(least_mm3=50.0, preprocessed=False) == set()
+    assert made(least_mm3=50.0) == {"preprocessed.safetensors"}
+    (home / "mask.npy").write_bytes(b"cut off")
+    assert made(least_mm3=50.0) >= masks
+    assert len(asked) == 2
+    (home / "scan.nii.gz").unlink()
+    assert made(least_mm3=50.0) == {"scan.nii.gz"}
+    told["visits"][0]["clicks"] = [[[19, 17, 15]]]  # type: ignore[index]
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    assert made(least_mm3=50.0) == masks | figures
+    assert len(asked) == 3
+
+
 def test_nothing_to_find_lesions_with(study: tuple[Path, list[Truth]], service: Service, tmp_path: Path) -> None:
     def bare(told: dict[str, list[dict[str, object]]]) -> None:
         for visit in told["visits"]:

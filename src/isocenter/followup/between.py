@@ -89,7 +89,7 @@ def bring(
     keys = [*(files.key_of(home / n, "volume") for n in (name, then)), str(freedom), _VERSION]
     folder = home / then
     stored = files.read_json(folder / REGISTRATION)
-    if stored is None or stored.get("keys") != keys:
+    if stored is None or stored.get("keys") != keys or (stored["accepted"] and not (folder / AFFINE).is_file()):
         found = aligner.registration(scans[name], scans[then])
         _save(folder, found)
         stored = {"keys": keys, "before": name, **told(found, freedom, [f.size.centroid_lps_mm for f in before.found])}

@@ -1,7 +1,7 @@
 """The files of one visit: written so that each is there whole or not at all, and read back as long as they are what was asked for.
 
-`state.json` comes last. It holds three keys: `scan`, of the bytes and settings that the scan's files were made from; `key`, of all
-that the visit's figures were made from; `volume`, of the scan's voxels and their place.
+`state.json` comes last. It holds a key for each step: `scan`, of the scan's bytes; `prepared`, of what networks take; `mask`; `key`, of all
+that the visit's figures were made from; and `volume`, of the scan's voxels and their place. `files` are the others' names and sizes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ def key_of(folder: Path, which: str = "key") -> str | None:
     """One of the keys in a visit's `state.json`, None where the visit is not whole."""
     state = read_json(folder / STATE)
     return str(state[which]) if state and which in state else None
+
+
+def sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of those files that are there, for a visit's state."""
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+
+
+def intact(folder: Path, state: Mapping[str, Any], names: Sequence[str] = ()) -> bool:
+    """Whether files of a visit are as long as its state says: by default all that it speaks of. One that it does not speak of was not made."""
+    known: dict[str, int] = state.get("files", {})
+    wanted = names or tuple(known)
+    return sizes(folder, wanted) == {name: known[name] for name in wanted if name in known}
 
 
 def kept(folder: Path, key: str) -> Kept | None:

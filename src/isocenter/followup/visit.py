@@ -1,12 +1,12 @@
 """One visit: its scan is read, its lesions are found and measured, and both are kept in files.
 
-What is already there and was made from the same bytes, with the same settings, is taken as it is; where only the mask or what is asked
-of it changed, the scan's own files stay.
+What is already there and was made from the same bytes, with the same settings, is taken as it is, step by step: another least size of a
+lesion segments nothing again, another spacing for networks measures nothing again, another mask leaves the scan's own files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,34 +29,45 @@ from isocenter.io import door, nifti, write
 from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.service import Service
 
-#: Anything that changes the scan's own files changes the first, anything that changes masks and measurements the second.
-_SCAN_VERSION, _VERSION = "3", "4"
+#: Anything that changes a step's answer changes its number: the scan's own file, what networks take, masks, and what is measured in them.
+_SCAN_VERSION, _PREPARED_VERSION, _MASK_VERSION, _VERSION = "3", "1", "1", "5"
 _BLOCK = 4 * 1024 * 1024
+_PREPARED, _MASKED = (files.PREPROCESSED,), (files.MASK, files.MASK_ARRAY)
+_MEASURED = (files.MEASUREMENTS, files.EMBEDDING, files.SLICES)
 
 
 @dataclass(frozen=True)
 class VisitKey:
-    """What a visit's files were made from. scan: the scan's own; whole: all of them."""
+    """What a visit's files were made from, step by step: the scan's file, the one for networks, the masks, and the figures."""
 
     scan: str
+    prepared: str
+    mask: str
     whole: str
 
 
 def visit_key(service: Service, study: StudyFiles, visit: VisitFiles, options: TrackOptions) -> VisitKey:
     """Bytes of scan and mask, clicks, and everything that changes the answer."""
-    scan = _digest(visit.image)
-    scan.update(repr((_SCAN_VERSION, visit.series_uid, visit.modality, options.spacing_mm, options.preprocessed)).encode())
-    whole = _digest(visit.mask)
-    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.clicks and not visit.boxes else None
-    used = (spec.id, spec.version, spec.weights_sha256) if spec else ()
+    scan = _digest(visit.files or _files(visit.image))
+    scan.update(repr((_SCAN_VERSION, visit.series_uid, visit.modality)).encode())
+    own = scan.hexdigest()
+    spec = service.registry.spec(options.model) if options.model and not visit.mask and not visit.marks else None
+    used = (spec.id, spec.version, spec.weights_sha256, options.labels) if spec else ()
+    mask = _digest(_files(visit.mask))
+    mask.update(repr((_MASK_VERSION, own, visit.clicks, visit.boxes, used)).encode())
     labels = sorted(study.organs.items()), sorted(study.nodes)
-    whole.update(repr((_VERSION, scan.hexdigest(), visit.clicks, visit.boxes, used, options.labels, options.least_mm3, labels)).encode())
-    return VisitKey(scan.hexdigest()[:32], whole.hexdigest()[:32])
+    return VisitKey(
+        own[:32], _key(_PREPARED_VERSION, own, options.spacing_mm), mask.hexdigest()[:32], _key(_VERSION, mask.hexdigest(), options.least_mm3, labels)
+    )
 
 
-def _digest(path: Path | None) -> blake3:
+def _key(*facts: object) -> str:
+    return blake3(repr(facts).encode()).hexdigest()[:32]
+
+
+def _digest(paths: Iterable[Path]) -> blake3:
     digest = blake3()
-    for file in _files(path):
+    for file in paths:
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
@@ -89,7 +100,7 @@ def measure_visit(
         return MeasuredVisit(point, None, new_lesions=visit.new_lesions, reason=NO_SCAN, assessment=visit.assessment)
     try:
         key = visit_key(service, study, visit, options)
-        known = files.kept(folder, key.whole)
+        known = files.kept(folder, key.whole) if _there(folder, key, options) else None
         if known is None:
             scan = open_scan(service, visit)
             known = _measure(service, study, visit, scan, folder, options, key, run)
@@ -109,40 +120,62 @@ def open_scan(service: Service, visit: VisitFiles) -> Volume:
     return service.open_path(visit.image, series_uid=visit.series_uid, modality=visit.modality)
 
 
+def _there(folder: Path, key: VisitKey, options: TrackOptions) -> bool:
+    """Whether a visit's files are all there, as they were written, and of what is asked for."""
+    state = files.read_json(folder / files.STATE) or {}
+    wanted = {"scan": key.scan, "mask": key.mask, "key": key.whole, **({"prepared": key.prepared} if options.preprocessed else {})}
+    return all(state.get(which) == made for which, made in wanted.items()) and files.intact(folder, state)
+
+
 def _measure(
     service: Service, study: StudyFiles, visit: VisitFiles, scan: Volume, folder: Path, options: TrackOptions, key: VisitKey, run: Run
 ) -> files.Kept:
-    """Segment and measure a visit, and leave its files. Raises `GeometryError` for a scan whose file does not say how large a voxel is."""
+    """Segment and measure a visit, and leave its files: those steps that something changed for.
+
+    Raises `GeometryError` for a scan whose file does not say how large a voxel is.
+    """
     if scan.source.scale != "full":
         raise GeometryError("the scan's file does not say how large its voxels are, so nothing can be measured in it")
-    mask, method, notes = _mask(service, visit, scan, options, run)
-    found, vectors, touching = _lesions(study, mask, scan, method, options)
-    notes = (*notes, *touching)
+    state = files.read_json(folder / files.STATE) or {}
+    scanned = state.get("scan") == key.scan and files.intact(folder, state, (files.SCAN,))
+    prepared = state.get("prepared") == key.prepared and files.intact(folder, state, _PREPARED)
+    masked = state.get("mask") == key.mask and files.intact(folder, state, _MASKED)
+    measured = files.kept(folder, key.whole) if masked and files.intact(folder, state, _MEASURED) else None
+    if masked:
+        mask, (method, notes) = np.load(folder / files.MASK_ARRAY, allow_pickle=False), state["masked"]
+    else:
+        mask, method, notes = _mask(service, visit, scan, options, run)
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = options.preprocessed and scan.grid.is_orthogonal
-    scan_files = (files.SCAN, files.PREPROCESSED) if prepared else (files.SCAN,)
-    there = files.key_of(folder, "scan") == key.scan and all((folder / name).is_file() for name in scan_files)
     (folder / files.STATE).unlink(missing_ok=True)
-    if not there:
+    if not scanned:
         files.save(folder / files.SCAN, write.encode_image(scan, ".nii.gz"))
-        if prepared:
+    if not prepared:
+        (folder / files.PREPROCESSED).unlink(missing_ok=True)
+        prepared = options.preprocessed
+        if prepared and scan.grid.is_orthogonal:
             files.save_preprocessed(folder / files.PREPROCESSED, scan, spacing_mm=options.spacing_mm)
-    header = write.nifti_header_of(scan)
-    files.save(folder / files.MASK, nifti.write(mask, scan.grid, header=header, compress=True, description="isocenter track"))
-    files.save_array(folder / files.MASK_ARRAY, mask)
-    files.save_array(folder / files.EMBEDDING, vectors)
-    files.save_arrays(folder / files.SLICES, slices.arrays(scan, mask, (f.size for f in found)))
-    facts = {
-        "lesions": [{**asdict(f), "appearance": None} for f in found],
-        "spacing_mm": scan.spacing,
-        "modality": scan.modality,
-        "notes": notes,
-        "embedding": f"{appearance.NAME} {appearance.VERSION}",
-    }
-    files.save(folder / files.MEASUREMENTS, files.json_bytes(facts))
+    if not masked:
+        header = write.nifti_header_of(scan)
+        files.save(folder / files.MASK, nifti.write(mask, scan.grid, header=header, compress=True, description="isocenter track"))
+        files.save_array(folder / files.MASK_ARRAY, mask)
+    if measured is None:
+        found, vectors, touching = _lesions(study, mask, scan, method, options)
+        measured = found, scan.spacing, (*notes, *touching)
+        files.save_array(folder / files.EMBEDDING, vectors)
+        files.save_arrays(folder / files.SLICES, slices.arrays(scan, mask, (f.size for f in found)))
+        facts = {
+            "lesions": [{**asdict(f), "appearance": None} for f in found],
+            "spacing_mm": scan.spacing,
+            "modality": scan.modality,
+            "notes": measured[2],
+            "embedding": f"{appearance.NAME} {appearance.VERSION}",
+        }
+        files.save(folder / files.MEASUREMENTS, files.json_bytes(facts))
     # Last: a visit whose files are not all there has no state, and is made again.
-    files.save(folder / files.STATE, files.json_bytes({"key": key.whole, "scan": key.scan, "volume": scan.key}))
-    return found, scan.spacing, notes
+    made = {"key": key.whole, "scan": key.scan, "mask": key.mask, "prepared": key.prepared if prepared else None, "volume": scan.key}
+    sizes = files.sizes(folder, (files.SCAN, *_PREPARED, *_MASKED, *_MEASURED))
+    files.save(folder / files.STATE, files.json_bytes({**made, "masked": [method, notes], "files": sizes}))
+    return measured
 
 
 def _mask(service: Service, visit: VisitFiles, scan: Volume, options: TrackOptions, run: Run) -> tuple[NDArray[np.generic], str, tuple[str, ...]]:

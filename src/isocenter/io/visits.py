@@ -31,6 +31,7 @@ class VisitFiles:
     """Where one visit's scan is. image: a file or a DICOM folder, None for a visit without a scan; series_uid within it.
 
     mask: a label map on the image's grid. clicks: one list of voxel positions (x, y, z) for each lesion.
+    files: those of the image alone, where others may lie beside them.
     boxes: first and last voxel (x, y, z, x, y, z), both inside, around further lesions. assessment: what no image says, by `core.patient.ASSESSMENT`.
     """
 
@@ -45,6 +46,7 @@ class VisitFiles:
     new_lesions: bool | None = None
     boxes: tuple[tuple[int, int, int, int, int, int], ...] = ()
     assessment: dict[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
     @property
     def marks(self) -> int:
@@ -350,7 +352,8 @@ def _from_dicom(folder: Path, limits: Limits) -> StudyFiles:
             notes.append(f"day {day:g}: {len(series)} series, the one with most images was taken ({len(series[uid])})")
         parents = {image.file.parent for image in series[uid]}
         place = parents.pop() if len(parents) == 1 else folder
-        visits.append(VisitFiles(f"day-{day:g}", day, when, place, uid, series[uid][0].modality or None))
+        own = tuple(image.file for image in series[uid])
+        visits.append(VisitFiles(f"day-{day:g}", day, when, place, uid, series[uid][0].modality or None, files=own))
     return _study(patient, visits, notes=tuple(notes))
 
 
