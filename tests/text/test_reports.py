@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from isocenter.analysis import report_metrics
 from isocenter.analysis.clinical_check import clinical
 from isocenter.cli import app
+from isocenter.textservice import TextService
 from tests.text.test_wire import application
 
 
@@ -94,6 +96,84 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str, code
     path = tmp_path / name
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     assert run("embed", str(path))[0] == code
+
+
+@pytest.fixture
+def with_model(minilm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to work in, and the settings of somebody who has installed MiniLM for both uses."""
+    monkeypatch.setenv("ISOCENTER_TEXT_MODELS", f"all-MiniLM-L6-v2={minilm}")
+    monkeypatch.setenv("MODEL_BERTSCORE", "all-MiniLM-L6-v2")
+    return tmp_path
+
+
+def test_files_as_spreadsheets_and_pipes_have_them(with_model: Path) -> None:
+    (with_model / "a.csv").write_text("\ufefftext;id\nNo effusion.;1\n", encoding="utf-8")
+    code, shown, _ = run("embed", str(with_model / "a.csv"))
+    assert (code, json.loads(shown)["id"]) == (0, "1")
+    result = CliRunner().invoke(app, ["embed", "-"], input='{"text": "No effusion."}\n')
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["embedding"] == pytest.approx(json.loads(shown)["embedding"])
+
+
+def test_what_could_not_be_written_or_read_is_said_before_anything_is_computed(with_model: Path) -> None:
+    source = with_model / "a.jsonl"
+    source.write_text('{"text": "a"}\n{"text": \n')
+    code, _, shown = run("embed", str(source))
+    assert (code, "line 2 is not JSON" in shown) == (3, True)
+    source.write_text('{"text": "a"}\n')
+    for output, words in (("v.txt", "must end in"), ("v.csv", ".jsonl or .npy"), (".", "must end in")):
+        code, _, shown = run("embed", str(source), "-o", str(with_model / output))
+        assert (code, words in shown) == (2, True), shown
+    assert run("embed", str(with_model / "nowhere.jsonl"))[0] == 2
+    assert sorted(p.name for p in with_model.iterdir()) == ["a.jsonl"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(with_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after its first part, with vectors of an earlier run that stay as they were."""
+    source, output = with_model / "a.jsonl", with_model / "v.npy"
+    source.write_text("".join(f'{{"text": "finding {i % 7}"}}\n' for i in range(1000)))
+    output.write_bytes(b"earlier")
+    answers = []
+    answer = TextService.answer
+
+    def interrupted(self: TextService, job: Any) -> Any:
+        if answers:
+            raise KeyboardInterrupt
+        answers.append(answer(self, job))
+        return answers[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextService, "answer", interrupted)
+        assert CliRunner().invoke(app, ["embed", str(source), "-o", str(output)]).exit_code != 0
+    assert output.read_bytes() == b"earlier"
+    assert sorted(p.name for p in with_model.iterdir()) == ["a.jsonl", "v.npy"]
+    assert run("embed", str(source), "-o", str(output))[0] == 0
+    found = np.load(output)
+    assert found.shape == (1000, 384)
+    np.testing.assert_allclose(found[7:14], found[:7], atol=1e-6)
+
+
+def test_rows_are_read_as_they_are_needed(with_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a million rows is never in memory as a whole: when the first part is answered, few parts have been read."""
+    source = with_model / "a.jsonl"
+    source.write_text("".join(f'{{"text": "finding {i % 7}"}}\n' for i in range(2000)))
+    begun: list[int] = []
+    ahead: list[int] = []
+    begin, answer = TextService.embed, TextService.answer
+
+    def counted(self: TextService, name: str, encoder: Any, texts: Any, **how: Any) -> Any:
+        begun.append(len(texts))
+        return begin(self, name, encoder, texts, **how)
+
+    def told(self: TextService, job: Any) -> Any:
+        ahead.append(sum(begun) - 100 * len(ahead))
+        return answer(self, job)
+
+    monkeypatch.setattr(TextService, "embed", counted)
+    monkeypatch.setattr(TextService, "answer", told)
+    assert run("embed", str(source), "-o", str(with_model / "v.jsonl"))[0] == 0
+    assert len((with_model / "v.jsonl").read_text().splitlines()) == 2000
+    assert (sum(begun), max(ahead)) == (2000, 300)
 
 
 def test_commands_name_the_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
