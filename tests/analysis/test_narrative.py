@@ -13,6 +13,7 @@ from isocenter.analysis.lesions import lesions
 from isocenter.analysis.narrative import spoken
 from isocenter.analysis.narrative.ground import check, ground, grounded_template
 from isocenter.analysis.narrative.template import write
+from isocenter.analysis.report.figures import growth
 from isocenter.core.errors import LimitError
 from isocenter.core.geometry import Grid
 from isocenter.core.patient import Patient, TherapyEvent, Timepoint
@@ -62,6 +63,9 @@ def test_a_lesion_that_is_gone_is_told_and_grounded(radii: tuple[float, ...], sa
     story = write(gone)
     assert said in story.trend
     assert grounded_template(gone), [p for _, text in story.parts for p in ground(text, gone).problems]
+    total = gone.growth[0]
+    counted = total.growth is not None and bool(total.growth.series.absent.any())
+    assert ("not seen: below this" in growth(gone, total).svg()) == counted
 
 
 def numbers(case: Case) -> dict[str, float]:

@@ -194,6 +194,12 @@ def growth(case: Case, track: TrackGrowth) -> Plot:
         axes.plot(path.days, path.median_mm3 / 1000, "--", color=COLOURS[1], lw=1.5, label=f"forecast ({100 * path.level:.0f} % interval)")
     if known:
         axes.plot(*zip(*known, strict=True), "o", color="black", ms=5, label="measured")
+    if track.growth is not None and track.growth.series.absent.any():
+        series = track.growth.series
+        limits = np.exp(series.u[series.absent]) / 1000
+        axes.plot(series.days[series.absent], limits, "v", color="black", mfc="none", ms=6, label="not seen: below this")
+        # A fit far below what can be seen says no more than that.
+        axes.set_ylim(bottom=float(limits.min()) / 10)
     _volume_axis(axes)
     return plot
 
