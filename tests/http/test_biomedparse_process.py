@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 from isocenter.core.settings import Settings
 from isocenter.http.app import create_app
 from isocenter.service import Service
-from tests.http.test_together import block, png
+from tests.http.pictures import png
+from tests.http.test_together import block
 from tests.models.test_biomedparse import CODE, NAME, write_weights
 
 pytest.importorskip("torch")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,6 @@ import onnxruntime
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
-from PIL import Image
 from typer.testing import CliRunner
 
 from isocenter.cli import app
@@ -24,7 +21,8 @@ from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.http.app import create_app
 from isocenter.service import Service
-from tests.http.test_together import held, png, waits_for
+from tests.http import pictures
+from tests.http.test_together import held, waits_for
 from tests.models import onnx_networks as nets
 
 RNG = np.random.default_rng(4)
@@ -94,17 +92,10 @@ def test_pictures_of_two_protocols_share_a_batch(home: Path, monkeypatch: pytest
     monkeypatch.setattr("isocenter.http.app.Service", lambda settings: service)
 
     def predict(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        asked = {"prompts": "liver", "model": "organs"}
-        answer = web.post("/api/biomedparse/v1/predict-2d", files={"file": ("a.png", png(picture), "image/png")}, params=asked)
-        assert answer.status_code == 200, answer.text[:300]
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["results"][0]["mask"])))) > 0
+        return pictures.found(web, picture, "liver", "organs")
 
     def segment(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        asked = {"model": "organs", "format": "npz"}
-        answer = web.post("/api/v1/segment", files={"file": ("a.png", png(picture), "image/png")}, data=asked)
-        assert answer.status_code == 200, answer.text[:300]
-        with np.load(io.BytesIO(answer.content)) as arrays:
-            return np.asarray(arrays[arrays.files[0]][0] == 1)
+        return np.asarray(pictures.labelled(web, picture, model="organs") == 1)
 
     with TestClient(create_app(service.settings), base_url="http://127.0.0.1") as web, ThreadPoolExecutor(3) as pool:
         with held(service) as batches:

@@ -34,6 +34,7 @@ from isocenter.models import sam3
 from isocenter.models._sam.features import Prepared
 from isocenter.runtime.slices import Batches
 from isocenter.service import Service
+from tests.http.pictures import labelled, png
 from tests.models import sam_networks
 from tests.models.test_biomedparse import CODE, NAME, write_weights
 
@@ -166,12 +167,6 @@ def waits_for(batches: Batches, count: int) -> None:
         time.sleep(0.01)
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "png")
-    return out.getvalue()
-
-
 @pytest.fixture
 def client(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(Service, "warm", lambda self: None)
@@ -189,13 +184,7 @@ def test_clients_of_predict_2d_and_of_the_native_api_share_a_batch(service: Serv
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(result["mask"]))))
 
     def segment(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        asked = {"prompts": '["bright"]', "model": "biomedparse", "format": "npz"}
-        answer = client.post("/api/v1/segment", files={"file": ("a.png", png(picture), "image/png")}, data=asked)
-        assert answer.status_code == 200, answer.text[:300]
-        assert answer.headers["X-Isocenter-Model"] == "biomedparse"
-        with np.load(io.BytesIO(answer.content)) as arrays:
-            volume: NDArray[Any] = arrays[arrays.files[0]]
-        return np.asarray(volume[0])
+        return labelled(client, picture, prompts='["bright"]', model="biomedparse")
 
     ways = [predict, segment, predict, segment]
     with ThreadPoolExecutor(4) as pool:

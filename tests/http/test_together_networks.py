@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
-from PIL import Image
 
 from isocenter.core.errors import UnknownPromptError, UnsupportedError, UsageError
 from isocenter.core.model import Question
@@ -22,7 +19,8 @@ from isocenter.core.settings import Settings
 from isocenter.core.volume import Volume
 from isocenter.http.app import create_app
 from isocenter.service import Service
-from tests.http.test_together import held, png, waits_for
+from tests.http import pictures
+from tests.http.test_together import held, waits_for
 from tests.models.test_nnunet import write_folder
 
 pytest.importorskip("torch")
@@ -113,19 +111,13 @@ def test_clients_of_three_protocols_share_a_batch(service: Service, monkeypatch:
     values = {label.name: label.value for label in service.registry.spec("flat").labels}
 
     def predict(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        asked = {"prompts": "liver", "model": "flat"}
-        answer = web.post("/api/biomedparse/v1/predict-2d", files={"file": ("a.png", png(picture), "image/png")}, params=asked)
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["results"][0]["mask"])))) > 0
+        return pictures.found(web, picture, "liver", "flat")
 
     def segment(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        asked = {"model": "flat", "format": "npz"}
-        answer = web.post("/api/v1/segment", files={"file": ("a.png", png(picture), "image/png")}, data=asked)
-        assert answer.status_code == 200, answer.text[:300]
-        with np.load(io.BytesIO(answer.content)) as arrays:
-            return np.asarray(arrays[arrays.files[0]][0] == values["liver"])
+        return np.asarray(pictures.labelled(web, picture, model="flat") == values["liver"])
 
     def infer(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        answer = web.post("/infer/flat?output=image", files={"file": ("a.png", png(picture), "image/png")}, data={"params": "{}"})
+        answer = web.post("/infer/flat?output=image", files={"file": ("a.png", pictures.png(picture), "image/png")}, data={"params": "{}"})
         assert answer.status_code == 200, answer.text[:300]
         image = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
         return np.asarray(np.asarray(image.dataobj).T.reshape(picture.shape) == values["liver"])
