@@ -321,7 +321,11 @@ def test_a_bids_subject(study: tuple[Path, list[Truth]], tmp_path: Path) -> None
     (subject / "sub-01_sessions.tsv").write_text("session_id\tacq_time\nses-a\t2026-01-01T10:00:00\nses-b\t2026-02-12T09:00:00\n")
     found = visits.read(tmp_path, Limits())
     assert found.patient_id == "sub-01"
-    assert [v.day for v in found.visits] == [0.0, 42.0]
+    assert [(v.day, v.modality) for v in found.visits] == [(0.0, "CT"), (42.0, "CT")]
+    image = subject / "ses-b" / "ct" / "sub-01_ses-b_ct.nii.gz"
+    for name, modality in (("sub-01_ses-b_FLAIR.nii.gz", "MR"), ("sub-01_ses-b_acq-x_pet.nii.gz", "PT"), ("scan.nii.gz", None)):
+        image = image.rename(image.with_name(name))
+        assert visits.read(tmp_path, Limits()).visits[1].modality == modality
     (tmp_path / "sub-02").mkdir()
     with pytest.raises(UnsupportedError, match="2 subjects"):
         visits.read(tmp_path, Limits())

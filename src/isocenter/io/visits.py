@@ -24,6 +24,11 @@ _MOST_JSON = 4 * 1024 * 1024
 _MOST_NAME = 100
 _MOST_DAYS = 100_000
 _MOST_OTHERS = 50
+#: What an image is, by the end of its name (BIDS 1.10, MRI and PET; CT as BEP 024 has it). Others say nothing.
+_BIDS_MR = (
+    "T1w", "T2w", "T2starw", "PDw", "PDT2", "FLAIR", "inplaneT1", "inplaneT2", "UNIT1", "angio", "bold", "sbref", "dwi", "T1map", "T2map", "M0map",
+)  # fmt: skip
+_BIDS_SUFFIXES = {"ct": "CT", "pet": "PT", **dict.fromkeys(_BIDS_MR, "MR")}
 
 
 @dataclass(frozen=True)
@@ -316,9 +321,14 @@ def _from_bids(subject: Path) -> StudyFiles:
         notes = ("sessions have no dates; the numbers in their names are taken as days",)
     first = min(known) if known else None
     made = [
-        VisitFiles(name, float((when - first).days) if when and first else day, when, image, mask=mask) for name, when, day, image, mask in visits
+        VisitFiles(name, float((when - first).days) if when and first else day, when, image, None, _bids_modality(image), mask)
+        for name, when, day, image, mask in visits
     ]
     return _study(check_id(subject.name, "a subject's name"), made, notes=notes)
+
+
+def _bids_modality(image: Path | None) -> str | None:
+    return _BIDS_SUFFIXES.get(image.name.partition(".")[0].rpartition("_")[2]) if image is not None else None
 
 
 def _bids_dates(subject: Path) -> dict[str, date]:
