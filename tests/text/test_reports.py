@@ -133,7 +133,7 @@ def test_a_file_is_written_whole_or_not_at_all(with_model: Path, monkeypatch: py
     source, output = with_model / "a.jsonl", with_model / "v.npy"
     source.write_text("".join(f'{{"text": "finding {i % 7}"}}\n' for i in range(1000)))
     output.write_bytes(b"earlier")
-    answers = []
+    answers: list[Any] = []
     answer = TextService.answer
 
     def interrupted(self: TextService, job: Any) -> Any:
