@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from isocenter.analysis.case import Case
+from isocenter.analysis.narrative.language import says_not_known
 from isocenter.analysis.narrative.places import lies, organs_in, sides_in
 from isocenter.analysis.narrative.reading import Reading
 from isocenter.analysis.narrative.words import claimed
@@ -37,6 +38,13 @@ _JUDGEMENTS = re.compile(
     r"o?edema\w*|ha?emorrhag\w+|cavit\w+|invad\w+|invasi\w+|effective\w*|efficacy|benefit\w*|toxic\w*|because|due to|"
     r"caused by|thanks to|as a result of|in response to|accelerat\w*|decelerat\w*|slow(?:ed|ing|s)?|faster|rapid\w*|aggressive\w*|exponentially|"
     r"stage|grade|responded well|well tolerated|resistan(?:t|ce)|fail(?:ed|ure)|treatable|hopeless|urgent\w*|emergency|harmless|dangerous)\b",
+    re.I,
+)
+#: Advice as an order: "Stop the chemotherapy".
+_ORDER = re.compile(
+    r"^\W*(?:please\s+|now\s+)?(?:stop|start|begin|continue|increase|reduce|lower|raise|double|halve|switch|change|give|administer|consider|schedule|order|"
+    r"perform|repeat|discontinue|refer|take|avoid|keep|resume|delay|add)\s+(?:the|an?|his|her|their|all|any|this|that|to|chemo\w*|radio\w*|immuno\w*|"
+    r"treatment|therapy|dose|drugs?)\b(?!\s+of\b)",
     re.I,
 )
 #: Looks, tissues and diagnoses, by their stems and endings: none of them was measured.
@@ -252,6 +260,10 @@ def categories(reading: Reading, case: Case) -> Claims:
 
 def judgements(reading: Reading, case: Case) -> Claims:
     """What is no measurement: advice, causes, fates, and treatments that nobody gave."""
+    if says_not_known(reading.text):
+        return
+    if order := _ORDER.match(reading.text):
+        yield "claim", order[0]
     yield from (("claim", match[0]) for match in _JUDGEMENTS.finditer(reading.text))
     own = " ".join([*(k.organ or "" for k in case.lesions), *case.names.values(), *(t.therapy_type for t in case.patient.therapies)]).lower()
     yield from (("claim", match[0]) for match in _LOOKS.finditer(reading.text) if match[0].lower() not in own)
