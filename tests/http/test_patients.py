@@ -256,8 +256,8 @@ def test_visits_one_by_one_and_what_is_alike(client: TestClient, patient: str, s
     assert client.post(f"{one}/timepoints", json={"timepoint_id": "c", "day": 61}).status_code == 409
     assert client.post(f"{one}/timepoints", json={"timepoint_id": "d"}).status_code == 400
     assert add(3, timepoint_id="a", day=9).status_code == 409
-    clash = ended(client, add(3, timepoint_id="d", day=42).json()["job"])
-    assert (clash["status"], "on the day of 'b'" in clash["error"]) == ("failed", True)
+    clash = add(3, timepoint_id="d", day=42)
+    assert (clash.status_code, "'b' is on this day" in clash.json()["detail"]) == (409, True)
     assert [t["timepoint_id"] for t in get(client, f"{one}/timepoints")["data"]] == ["a", "b", "c"]
     assert get(client, f"{one}/response")["response"]["recist_1.1"][-1]["category"] == "NE"
     # The same lesions are on record for both patients.
@@ -270,8 +270,15 @@ def test_visits_one_by_one_and_what_is_alike(client: TestClient, patient: str, s
     assert get(client, f"{one}/similar")["data"][0]["patient_id"] == "phantom-1"
     assert client.get(f"{one}/lesions/a/lesion-9/similar").status_code == 404
     assert client.get(f"{one}/lesions/a/lesion-1/similar?embedding=other").status_code == 404
-    # A deleted lesion and a deleted visit are found no more.
+    assert get(client, f"{one}/similar")["search"] == get(client, f"{one}/lesions/a/lesion-1/similar")["search"] == "memory"
+    # A deleted lesion and a deleted visit are found no more, nor what a network made of them that no visit speaks of any more.
+    vectors = client.app.state.patients.similar.vectors  # type: ignore[attr-defined]
+    for collection in ("lesions:network-0", "lesion-graph:network-0", "cases:network-0", "somebody-elses"):
+        for key in ("one-by-one:b:lesion-1", "phantom-1:b:lesion-1"):
+            vectors.add(collection, key, np.ones(8))
     correct(client, one, action="delete", lesion=["a", "lesion-1"])
+    assert [vectors.count(f"{name}:network-0") for name in ("lesions", "lesion-graph", "cases")] == [1, 1, 1]
+    assert vectors.count("somebody-elses") == 2
     assert client.delete(f"{one}/timepoints/b").status_code == 204
     found = get(client, f"{patient}/lesions/visit-1/lesion-1/similar", k=50)["data"]
     assert {(a["patient_id"], a["timepoint_id"], a["lesion_id"]) for a in found} == {("one-by-one", "a", "lesion-2")}
