@@ -79,6 +79,22 @@ def test_criteria_are_those_of_the_options_or_of_the_question(client: TestClient
     assert client.post(BASE, json={"options": {"criteria": "rano"}}).status_code == 400
 
 
+def test_options_may_change_later(client: TestClient) -> None:
+    one = followed(client, "later", study_of())
+    assert set(get(client, f"{one}/response")["response"]) == {"recist_1.1", "volumetric"}
+    changed = client.put(f"{one}/options", json={**OPTIONS, "criteria": ["rano"]})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["options"]["criteria"] == ["rano"]
+    assert set(get(client, f"{one}/response")["response"]) == {"recist_1.1", "volumetric", "rano"}
+    line = get(client, f"{one}/audit", limit=1000)["data"][-1]
+    assert (line["action_type"], line["before_state"], line["after_state"]["criteria"]) == ("set_options", OPTIONS, ["rano"])
+    assert client.put(f"{one}/options", json={"criteria": ["percist"]}).status_code == 400
+    assert client.put(f"{one}/options", json={"colour": "red"}).status_code == 400
+    assert client.put(f"{one}/options", json={"least_mm3": 5}).status_code == 409, "it names the lesions that are measured"
+    assert client.put(f"{BASE}/nobody/options", json={}).status_code == 404
+    assert client.delete(one).status_code == 204
+
+
 def test_sums_have_their_error(client: TestClient, patient: str) -> None:
     sizes = get(client, f"{patient}/measurements")["data"]
     errors = {v: sum(m["sd_mm"] ** 2 for m in sizes if m["timepoint_id"] == v) ** 0.5 for v in ("visit-1", "visit-2", "visit-3")}

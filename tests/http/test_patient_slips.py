@@ -78,8 +78,26 @@ def test_visits_in_any_order_by_days_and_by_dates(client: TestClient) -> None:
         assert refused.status_code == 400
         assert "is day 61" in refused.json()["detail"]
         assert client.post(f"{one}/timepoints", json={"timepoint_id": "b", "scan_date": "2026-03-01"}).status_code == 409
+        assert send(client, one, 2, scan_date="2026-03-01", timepoint_id="b").status_code == 409, "before anything is queued"
         assert client.post(f"{one}/timepoints", json={"timepoint_id": "b"}).status_code == 400
         assert client.post(f"{one}/timepoints", json={"timepoint_id": "b", "scan_date": "2026-02-30"}).status_code == 400
+
+
+def test_a_visit_that_is_sent_again_with_its_key_is_one(client: TestClient) -> None:
+    with patient(client, "slips-again") as one:
+        scan, mask = files_of(1, LESIONS[0]).values()
+        files = {"file": ("ct.nii.gz", scan), "mask": ("mask.nii.gz", mask)}
+        data = {"timepoint": json.dumps({"timepoint_id": "a", "day": 0, "modality": "CT"})}
+        first, second = (client.post(f"{one}/timepoints", files=files, data=data, headers={"Idempotency-Key": "k"}) for _ in range(2))
+        assert ended(client, first.json()["job"])["status"] == "completed"
+        third = client.post(f"{one}/timepoints", files=files, data=data, headers={"Idempotency-Key": "k"})
+        assert {answer.json()["job"]["id"] for answer in (first, second, third)} == {first.json()["job"]["id"]}
+        assert client.post(f"{one}/timepoints", files=files, data=data).status_code == 409, "without one it is another"
+        # With another key the job itself finds the day taken, and what is there stays.
+        data = {"timepoint": json.dumps({"timepoint_id": "b", "day": 0, "modality": "CT"})}
+        other = ended(client, client.post(f"{one}/timepoints", files=files, data=data, headers={"Idempotency-Key": "l"}).json()["job"])
+        assert (other["status"], "on the day of 'a'" in other["error"]) == ("failed", True)
+        assert [t["timepoint_id"] for t in get(client, f"{one}/timepoints")["data"]] == ["a"]
 
 
 def test_what_goes_with_a_scan_does_not_go_without(client: TestClient) -> None:

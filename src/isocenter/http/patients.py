@@ -99,6 +99,12 @@ async def set_fields(twins: Twins, who: Asker, patient_id: PatientId, fields: di
     return patient_answer(await asyncio.to_thread(twins.set_private, patient_id, fields, who))
 
 
+@router.put("/{patient_id}/options")
+async def set_options(twins: Twins, who: Asker, patient_id: PatientId, options: dict[str, Any]) -> dict[str, Any]:
+    """How the patient's scans are measured from now on, and by which criteria the case is judged; what was measured stays."""
+    return patient_answer(await asyncio.to_thread(twins.set_options, patient_id, options, who))
+
+
 @router.delete("/{patient_id}", status_code=204)
 async def delete(twins: Twins, who: Asker, patient_id: PatientId) -> None:
     """Forget a patient: visits, files, corrections, texts, vectors. The audit log stays, under the pseudonym."""

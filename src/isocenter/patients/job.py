@@ -21,7 +21,7 @@ from isocenter.analysis.case import MeasuredVisit
 from isocenter.analysis.case_edits import Edits
 from isocenter.analysis.decisions import decided
 from isocenter.analysis.decisions import told as decision
-from isocenter.core.errors import InputError, UsageError
+from isocenter.core.errors import InputError, UnsupportedError, UsageError
 from isocenter.core.model import Run
 from isocenter.core.patient import check_id
 from isocenter.followup import between, describe
@@ -138,6 +138,8 @@ class _Work:
             raise UsageError("this is a whole study; create a patient from it, or send one visit's scan")
         try:
             study = self._own_names(visits.read(root, limits), described)
+        except UnsupportedError:
+            raise  # images of two patients: none of them may count as this one's
         except InputError:
             if kind == "dicom":
                 raise

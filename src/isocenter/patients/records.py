@@ -142,6 +142,18 @@ class Records:
 
         return self.database.write(work)
 
+    def set_options(self, patient_id: str, options: Mapping[str, Any], who: Who) -> PatientRow:
+        """Keep how the patient's scans are measured and judged from now on."""
+
+        def work(connection: Connection) -> PatientRow:
+            audit.turn(connection, patient_id)
+            before = _patient(connection, patient_id).options
+            self._touch(connection, patient_id, options=dict(options))
+            audit.note(connection, self.database.now, who, "set_options", patient_id, before=dict(before), after=dict(options))
+            return _patient(connection, patient_id)
+
+        return self.database.write(work)
+
     def delete(self, patient_id: str, who: Who) -> list[str]:
         """Forget a patient; returns the digests of its files, for `needs.drop`. Its audit log stays."""
 

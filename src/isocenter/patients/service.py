@@ -90,7 +90,7 @@ class Patients:
         if mask is not None and visit is not None and visit.clicks:
             raise UsageError("give the visit's lesions as a mask or as clicks, not both")
         if visit is not None:
-            self._check_visit(patient, visit)
+            self._check_visit(patient, visit, again=key is not None)
         size = source.size if isinstance(source, Upload) else source.bytes
         if not size:
             raise UsageError("the file is empty")
@@ -218,7 +218,8 @@ class Patients:
             if name is not None and name != "none" and self.service.registry.spec(name).task not in tasks:
                 raise UsageError(f"the model '{name[:60]}' cannot be used for this; its task is another one")
 
-    def _check_visit(self, patient: PatientRow, visit: VisitFacts) -> None:
+    def _check_visit(self, patient: PatientRow, visit: VisitFacts, *, again: bool = False) -> None:
+        """again: it may have been sent before, and be there for that reason; the job decides."""
         from datetime import date
 
         if visit.timepoint_id is not None:
@@ -233,8 +234,11 @@ class Patients:
         visits.assessment_of(visit.assessment)
         when = date.fromisoformat(visit.scan_date) if visit.scan_date else None
         check_day(patient, visit.day, when)
-        known = self.records.visits(patient.id)
+        known = [] if again else self.records.visits(patient.id)
         there = [v for v in known if v.timepoint_id == visit.timepoint_id]
+        day = float((when - date.fromisoformat(patient.origin)).days) if when and patient.origin else visit.day
+        if same := next((v for v in known if v.day == day and v not in there), None):
+            raise ConflictError(f"'{same.timepoint_id}' is on this day; keep one of them, or give them different days")
         if there and not visit.replace:
             raise ConflictError(f"there is a visit '{visit.timepoint_id}' already; delete it first, or say that it is to be replaced")
 
@@ -250,6 +254,17 @@ class Patients:
     def set_private(self, patient_id: str, given: Mapping[str, str], who: Who) -> PatientRow:
         """Keep who the patient is; told only when asked for."""
         return self.records.set_private(patient_id, self._private(given), who)
+
+    def set_options(self, patient_id: str, options: Mapping[str, Any], who: Who) -> PatientRow:
+        """How scans are measured and the case is judged from now on; what was measured stays. Raises `UsageError`, `UnknownModelError`.
+
+        `ConflictError` for another least size once lesions are measured: it counts them in the visits' masks, which names them.
+        """
+        self._check_options(options)
+        now = options_of(self.records.get(patient_id).options)
+        if options_of(options).least_mm3 != now.least_mm3 and any(v.key is not None for v in self.records.visits(patient_id)):
+            raise ConflictError(f"least_mm3 stays {now.least_mm3:g}, since lesions were measured with it; make another patient for another one")
+        return self.records.set_options(patient_id, options, who)
 
     def visit_file(self, patient_id: str, timepoint_id: str, name: str) -> Stored:
         """A file of a visit. Raises `NotFoundError`."""
