@@ -395,6 +395,13 @@ def test_who_is_one_patient(one: dict[str, str], other: dict[str, str], words: s
     assert len(visits.read(tmp_path, Limits()).visits) == 2
 
 
+def test_the_third_may_contradict_the_second_alone(data: Path, tmp_path: Path) -> None:
+    for name, birth in (("a", ""), ("b", "19500101"), ("c", "19991231")):
+        dicom(data, tmp_path / "dicom" / name, "", PatientBirthDate=birth)  # without dates, which are not asked for before
+    with pytest.raises(UnsupportedError, match="differ in PatientBirthDate"):
+        visits.read(tmp_path / "dicom", Limits())
+
+
 def test_dicom_without_dates_by_days_from_an_event(data: Path, tmp_path: Path) -> None:
     for name, offset in (("a", -14.0), ("b", 42.0)):
         dicom(data, tmp_path / "one" / name, "", LongitudinalTemporalOffsetFromEvent=offset)

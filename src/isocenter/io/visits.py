@@ -373,9 +373,6 @@ def _files(place: Path) -> list[Path]:
 
 def _check_listed(visits: Sequence[VisitFiles], limits: Limits) -> None:
     """Raises `UnsupportedError` where the DICOM images of a list of visits are of two patients."""
-    first: visits_dicom.Image | None = None
-    for place, uid in dict.fromkeys((v.image, v.series_uid) for v in visits if v.image is not None):
-        for image in visits_dicom.images(_files(place), limits):
-            if uid in (None, image.series):
-                first = first or image
-                visits_dicom.check_one_patient(first, image, listed=True)
+    places = dict.fromkeys((v.image, v.series_uid) for v in visits if v.image is not None)
+    found = (image for place, uid in places for image in visits_dicom.images(_files(place), limits) if uid in (None, image.series))
+    visits_dicom.check_one_patient(found, listed=True)

@@ -104,20 +104,26 @@ def _offset(header: dicom_header.Header) -> float | None:
     return days if math.isfinite(days) else None
 
 
-def check_one_patient(first: Image, other: Image, *, listed: bool = False) -> None:
+def check_one_patient(found: Iterable[Image], *, listed: bool = False) -> None:
     """Raises `UnsupportedError` for images of two patients, by their series; and where nobody says whose they are, unless a person listed them."""
-    attribute = first.whose.differs(other.whose)
-    if attribute is not None:
-        what = "the study lists images" if listed else "the folder holds images"
-        hint = 'where they are one all the same, say "one_patient": true in the study.json' if listed else "keep one patient in a folder"
-        raise UnsupportedError(
-            f"{what} of more than one patient, nothing was read: {first.called} and {other.series[:64]} differ in {attribute}; {hint}"
-        )
-    if not listed and not first.whose.same(other.whose):
-        raise UnsupportedError(
-            f"nothing says whose images these are: {first.called} and {other.series[:64]} have no common PatientID or name; "
-            "list the visits of one patient in a study.json"
-        )
+    known: dict[Whose, Image] = {}
+    for image in found:
+        if image.whose in known:
+            continue
+        for whose, other in known.items():
+            attribute = whose.differs(image.whose)
+            if attribute is not None:
+                what = "the study lists images" if listed else "the folder holds images"
+                hint = 'where they are one all the same, say "one_patient": true in the study.json' if listed else "keep one patient in a folder"
+                raise UnsupportedError(
+                    f"{what} of more than one patient, nothing was read: {other.called} and {image.series[:64]} differ in {attribute}; {hint}"
+                )
+        if known and not listed and not any(whose.same(image.whose) for whose in known):
+            raise UnsupportedError(
+                f"nothing says whose images these are: {next(iter(known.values())).called} and {image.series[:64]} have no common PatientID "
+                "or name; list the visits of one patient in a study.json"
+            )
+        known[image.whose] = image
 
 
 def series_by_day(found: Iterable[Image]) -> tuple[str, dict[float, tuple[date | None, dict[str, list[Image]]]]]:
@@ -127,10 +133,11 @@ def series_by_day(found: Iterable[Image]) -> tuple[str, dict[float, tuple[date |
     """
     by_date: dict[date, dict[str, list[Image]]] = {}
     by_offset: dict[float, dict[str, list[Image]]] = {}
-    first: Image | None = None
-    for image in found:
-        first = first or image
-        check_one_patient(first, image)
+    every = list(found)
+    if not every:
+        raise InputError("the folder holds no study.json, no BIDS subject and no DICOM images")
+    check_one_patient(every)  # before anything is said of days
+    for image in every:
         when = _date(image)
         if when is not None:
             by_date.setdefault(when, {}).setdefault(image.series, []).append(image)
@@ -138,11 +145,10 @@ def series_by_day(found: Iterable[Image]) -> tuple[str, dict[float, tuple[date |
             by_offset.setdefault(image.offset, {}).setdefault(image.series, []).append(image)
         else:
             raise InputError(f"{image.called} has no study date; list the visits with their days in a study.json")
-    if first is None:
-        raise InputError("the folder holds no study.json, no BIDS subject and no DICOM images")
     if by_date and by_offset:
         raise InputError("some series have a study date and some have days from an event instead; list the visits with their days in a study.json")
-    name = pseudonym(first.whose.patient_id or first.whose.name or first.whose.study)
+    whose = every[0].whose
+    name = pseudonym(whose.patient_id or whose.name or whose.study)
     if by_offset:
         start = min(by_offset)
         return name, {offset - start: (None, series) for offset, series in sorted(by_offset.items())}
