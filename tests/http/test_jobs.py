@@ -274,6 +274,9 @@ def test_nothing_that_was_sent_is_passed_over(app_client: TestClient, ct_nifti: 
     assert (made.status_code, made.json()["priority"]) == (201, 9)
     done = finished(app_client, made.json())
     assert (done["status"], [a["name"] for a in done["artifacts"]]) == ("completed", ["measurements.json"])
+    typed = {"prompts": '[{"point": [30, 30, 20]}, {"point": [1, 1, 1], "positive": false}]', "formats": "measurements"}
+    done = finished(app_client, app_client.post("/api/v1/jobs", files=[one], data=typed).json())
+    assert (done["status"], done["model"]) == ("completed", "geodesic")
 
 
 def test_pages_and_metrics(app_client: TestClient, ct_nifti: bytes) -> None:

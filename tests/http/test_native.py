@@ -93,8 +93,11 @@ def test_chosen_labels_and_words(native: TestClient, scan: bytes) -> None:
         assert np.array_equal(kept, np.where(VALUES == 2, 2, 0))
         said = mask_of(segment(native, scan, model="levels", prompts=[{"type": "text", "text": wanted}]).content)
         assert np.array_equal(said, VALUES == 2)
-    both = mask_of(segment(native, scan, model="levels", prompts=["high thing", "low"]).content)
-    assert np.array_equal(both, np.choose(VALUES, [0, 2, 1]))
+    for both in (["high thing", "low"], ["low", "high thing"]):
+        order = [0, both.index("low") + 1, both.index("high thing") + 1]
+        for typed in ([json.dumps(both)], both, [json.dumps([both[0]]), both[1]]):  # one JSON list; words; both ways in repeated fields
+            answer = native.post("/api/v1/segment", files={"file": ("a.nii.gz", scan)}, data={"model": "levels", "prompts": typed})
+            assert np.array_equal(mask_of(answer.content), np.choose(VALUES, order))
     unknown = segment(native, scan, model="levels", prompts=["liver"])
     assert unknown.status_code == 400
     assert "low, high_thing" in unknown.json()["detail"]

@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from isocenter import jobservice
 from isocenter.core.errors import IsocenterError, NotFoundError, UsageError
-from isocenter.http import bodies
+from isocenter.http import bodies, native_fields
 from isocenter.http.body import Form, read_form
 from isocenter.http.context import owner_of
 from isocenter.http.job_answers import JobAnswer, JobPage, JobRequest, job_answer
@@ -36,7 +36,7 @@ _FORM = bodies.form_of(
     file=bodies.FILE,
     job={**bodies.TEXT, "description": "The request as JSON; the fields below are for what a command line can type."},
     model=bodies.TEXT,
-    prompts={"type": "array", "items": bodies.TEXT, "description": "Words; repeatable."},
+    prompts={"type": "array", "items": bodies.TEXT, "description": "Words, or JSON lists of prompts; repeatable."},
     formats={"type": "array", "items": bodies.TEXT},
     priority={"type": "integer"},
     modality=bodies.TEXT,
@@ -215,7 +215,9 @@ def _typed(form: Form) -> JobRequest:
         return bodies.parsed(JobRequest, form.text("job").encode("utf-8", "replace"))
     values: dict[str, Any] = {}
     for name, given in form.fields.items():
-        if name in ("prompts", "formats"):
+        if name == "prompts":
+            values[name] = native_fields.plain_prompts(given)
+        elif name == "formats":
             values[name] = [v.strip() for v in given if v.strip()]
         elif name in JobRequest.model_fields:
             values[name] = json.loads(given[-1]) if name == "parameters" and _is_json(given[-1]) else given[-1]

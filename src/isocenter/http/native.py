@@ -99,7 +99,11 @@ _FIELDS: dict[str, Any] = {
     **_FILE,
     "volume": {**bodies.TEXT, "description": "In place of `file`: the key of a scan that was sent before."},
     "model": {**bodies.TEXT, "description": "Model id. Without prompts: a model that needs none (the first one, by default)."},
-    "prompts": {**bodies.TEXT, "description": "JSON list; places are voxel indices [x, y, z].", "example": native_fields.EXAMPLE},
+    "prompts": {
+        **bodies.TEXT,
+        "description": "JSON list (places: voxel indices [x, y, z]) or a word; repeatable.",
+        "example": native_fields.EXAMPLE,
+    },
     "labels": {**bodies.TEXT, "description": "JSON list of the labels to keep, of a model that needs no prompts.", "example": '["thalamus"]'},
     "options": {**bodies.TEXT, "description": "JSON object of the model's own options.", "example": "{}"},
     "threshold": {"type": "number", "default": 0.5},
@@ -143,7 +147,7 @@ class _Asked:
 
     def __init__(self, form: Form) -> None:
         self.model = form.text("model") or None
-        self.prompts = native_fields.prompts(form.text("prompts"))
+        self.prompts = native_fields.prompts(form.fields.get("prompts", []))
         self.options = native_fields.json_object(form.text("options"), "options")
         self.labels = native_fields.names(form.fields.get("labels", []))
         self.suffix = write.suffix_of({"dicom-seg": "dcm"}.get(form.text("format", "nii.gz"), form.text("format", "nii.gz")))

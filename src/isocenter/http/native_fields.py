@@ -1,8 +1,9 @@
-"""Form fields of the native API that hold JSON."""
+"""Form fields that hold JSON, or shorter what a command line can type."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from isocenter.core.errors import UsageError
@@ -12,12 +13,23 @@ from isocenter.core.prompts import Prompt
 EXAMPLE = '[{"type": "text", "text": "liver"}]'
 
 
-def prompts(text: str) -> list[Prompt]:
-    """Read the form field `prompts`. Raises `UsageError` or `PromptError`."""
-    raw = _json(text or "[]")
-    if not isinstance(raw, list):
-        raise UsageError(f"prompts must be a JSON list, such as {EXAMPLE}")
-    return parse_prompts(raw)
+def plain_prompts(texts: Sequence[str]) -> list[Any]:
+    """What the form fields `prompts` say, as `parse_prompts` takes it: each a JSON list or a word. Raises `UsageError`."""
+    found: list[Any] = []
+    for text in texts:
+        if not text.lstrip().startswith(("[", "{")):
+            found += [text.strip()] if text.strip() else []
+            continue
+        raw = _json(text)
+        if not isinstance(raw, list):
+            raise UsageError(f"prompts must be a JSON list, such as {EXAMPLE}, or a word")
+        found += raw
+    return found
+
+
+def prompts(texts: Sequence[str]) -> list[Prompt]:
+    """Read the form fields `prompts`. Raises `UsageError` or `PromptError`."""
+    return parse_prompts(plain_prompts(texts))
 
 
 def json_object(text: str, name: str) -> dict[str, Any]:
