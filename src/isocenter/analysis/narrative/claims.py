@@ -273,6 +273,16 @@ def judgements(reading: Reading, case: Case) -> Claims:
             yield "claim", match[0]
 
 
+def unscanned(reading: Reading, case: Case) -> Claims:
+    """What a visit without a scan is said to have shown."""
+    without = {v.timepoint.timepoint_id for v in case.visits if v.found is None}
+    for start, clause in reading.clauses():
+        here = [m for m in reading.visits if start <= m.start < start + len(clause) and m.name in without and not m.reference]
+        shown = re.search(r"\b(?:show\w*|reveal\w*|demonstrat\w*|seen|measur\w*|grew|shr[aiu]nk\w*|found|confirmed|scanned)\b", clause, re.I)
+        if here and shown and not re.search(rf"{_NOT}|missing|unavailable|unusable|evaluable|unknown", clause, re.I):
+            yield "visit", f"{here[0].name}: {shown[0]}"
+
+
 def roles(reading: Reading, case: Case) -> Claims:
     """Which lesions are said to be targets."""
     for start, clause in reading.clauses():

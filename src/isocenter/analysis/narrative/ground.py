@@ -93,6 +93,7 @@ def check(sentence: str, case: Case, about: tuple[str, ...] = (), known: Sequenc
     found += claims.roles(reading, case)
     found += claims.courses(reading, case)
     found += claims.same_visit(reading)
+    found += claims.unscanned(reading, case)
     found += claims.judgements(reading, case)
     found += foreign(reading, case)
     return [Problem(sentence, kind, what) for kind, what in dict.fromkeys(found)]

@@ -23,7 +23,9 @@ _BY = re.compile(
     re.I,
 )
 _CHANGED = re.compile(rf"\b(?:{UP}|{DOWN}|chang\w+|differ\w+|drop\w*|gain\w*|loss|lost|fall|shrinkage)\b[^\d]*$", re.I)
-_DIRECTLY = re.compile(r"\b(?:lost|gained|dropped|fell|rose|grew|shrank|increased|decreased)\s+$", re.I)
+_DIRECTLY = re.compile(
+    r"\b(?:lost|gained|dropped|fell|rose|grew|shrank|increased|decreased)\s+(?:(?:another|a further|about|some|only|roughly) )?$", re.I
+)
 _MORE = re.compile(r"^\s*(?:smaller|larger|bigger|less|more|shorter|longer|lower|higher|of (?:growth|shrinkage|increase|decrease))\b", re.I)
 _WHOLE_SPAN = re.compile(r"\b(?:scans|visits|exam\w*|images|follow-?up|observ\w+|study|course)\b.*\b(?:over|span\w*|cover\w*|last\w*|during)\b", re.I)
 _LIMITS = re.compile(r"interval|limit|bound|up to|at most|at least|as (?:much|little|low|high) as|between|rang|reach|worst|best|CI\b", re.I)
@@ -173,6 +175,14 @@ def _whose(number: Number, group: Sequence[Number], reading: Reading, case: Case
         named = tracks_of(reading.words(number.start), case) if organs_in(reading.words(number.start)) else set()
         if re.search(r"\bnew\b[^,;]{0,25}\blesion", reading.words(number.start), re.I):
             named = {k.track for k in case.lesions if k.is_new}
+        if not named and (
+            most := re.search(
+                r"\b(largest|biggest|dominant|smallest)\s+(?:target\s+)?(?:lesion|tumou?r|nodule|mass|one)\b", reading.words(number.start), re.I
+            )
+        ):
+            at = [m.name for m in reading.near(reading.visits, number.start, following=True)] or order_of_scans(case)[-1:]
+            here = sorted(case.at(at[-1]), key=lambda k: k.longest_mm or 0.0)
+            named = {here[0 if most[1].lower() == "smallest" else -1].track} if here else set()
         return [frozenset(named)]
     if len(mentioned) > 1 and len(mentioned) == len(group):
         return [frozenset({mentioned[group.index(number)].name})]
@@ -322,7 +332,7 @@ def _backwards(reading: Reading, known: Sequence[Fact]) -> Iterator[tuple[str, s
         joined = re.fullmatch(r"[^.;]{0,40}?\bto\s*", reading.text[a.end : b.start])
         if (
             not joined
-            or not re.search(r"\bfrom\s*$", a.before, re.I)
+            or not re.search(r"\bfrom\s*$" if not re.search(r"\bthen\s+to\s*$", joined[0], re.I) else "", a.before, re.I)
             or a.unit != b.unit
             or re.search(r"rang|interval|vary|varied", reading.text, re.I)
         ):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from isocenter.analysis.case import Case
-from isocenter.analysis.narrative.places import lies, organs_in, sides_in
+from isocenter.analysis.narrative.places import lies, organs_in, sides_in, tracks_of_each
 from isocenter.analysis.narrative.reading import Reading, after_that
 from isocenter.analysis.narrative.words import claimed
 
@@ -116,6 +116,7 @@ def subjects(reading: Reading, case: Case, start: int, clause: str) -> list[str]
     if not named and re.search(r"\b(?:volume|burden|total|disease|tumou?r)\b", clause, re.I):
         return ["total"]
     named = named or [m.name for m in reading.near(reading.lesions, start) if m.start < start]
+    named = named or sorted(tracks_of_each(reading.text[:start], case))  # "In the right lung, a nodule has grown"
     return named or ["total"]
 
 
@@ -137,7 +138,12 @@ def ranks(reading: Reading, case: Case) -> Claims:
     """Which is largest or smallest, and which is larger than which."""
     seen = [v.timepoint.timepoint_id for v in case.visits if v.found is not None]
     for start, clause in reading.clauses():
-        place = re.search(r"\b(largest|biggest|smallest|(?:larger|bigger|smaller)(?= (?:of|one)\b))\b(?!\s+sum)", clause, re.I)
+        place = re.search(
+            r"\b(largest|biggest|dominant|smallest|(?:(?<=the )|(?<=The ))(?:larger|bigger|smaller)"
+            r"(?= (?:of|one|lesion|node|mass|nodule|tumou?r)\b))\b(?!\s+sum)",
+            clause,
+            re.I,
+        )
         named = [m.name for m in reading.lesions if start <= m.start < start + len(clause)]
         named = named or [name for name in [_single(case, clause, reading, start)] if name]
         at = [m.name for m in reading.near(reading.visits, start, following=True)] or seen[-1:]
