@@ -82,3 +82,24 @@ def test_a_scan_that_cannot_be_used_is_not_called_none_and_the_command_says_part
     done = CliRunner().invoke(app, ["track", str(study), "-o", str(study / "out"), "--registration", "none", "-f", "json"])
     assert done.exit_code == 0, done.output
     assert "no scan" in done.output
+
+
+def test_specks_that_are_no_lesions_are_told(study: Path) -> None:
+    """What shrank below the least size counts as gone, which a reader must know."""
+    mask = np.zeros(GRID.shape, np.uint8)
+    mask[8, 30, 36] = mask[6:10, 8:20, 8:20] = 1
+    (study / "mask-60.nii.gz").write_bytes(nifti.write(mask, GRID, header=None, compress=True))
+    code, _, case = follow(study)
+    assert code == 0
+    (last,) = [v["notes"] for v in case["timepoints"] if v["timepoint_id"] == "day-60"]
+    assert any("specks below 30 mm³ (16 mm³ in all) are no lesions" in note for note in last)
+    (first,) = [v["notes"] for v in case["timepoints"] if v["timepoint_id"] == "day-0"]
+    assert not any("specks" in note for note in first)
+
+
+def test_a_mask_and_clicks_are_one_too_many(study: Path) -> None:
+    changed(study, lambda told: told["visits"][1].update(clicks=[[[14, 12, 8]]]))
+    code, output, case = follow(study)
+    assert code == 3
+    assert "give its lesions in one way" in output
+    assert case == {}

@@ -30,7 +30,7 @@ from isocenter.io.visits import StudyFiles, VisitFiles
 from isocenter.service import Service
 
 #: Anything that changes a step's answer changes its number: the scan's own file, what networks take, masks, and what is measured in them.
-_SCAN_VERSION, _PREPARED_VERSION, _MASK_VERSION, _VERSION = "3", "1", "1", "5"
+_SCAN_VERSION, _PREPARED_VERSION, _MASK_VERSION, _VERSION = "3", "1", "1", "6"
 _BLOCK = 4 * 1024 * 1024
 _PREPARED, _MASKED = (files.PREPROCESSED,), (files.MASK, files.MASK_ARRAY)
 _MEASURED = (files.MEASUREMENTS, files.EMBEDDING, files.SLICES)
@@ -214,7 +214,8 @@ def _mask(service: Service, visit: VisitFiles, scan: Volume, options: TrackOptio
     else:
         words = options.labels or ("lesion", "tumor")
         result = service.segment(scan, [Text(w) for w in words], model=spec.id, run=run)
-    return result.mask, "model", (*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}")
+    said = dict.fromkeys((*notes, *result.provenance.notes, f"segmented by {spec.id} {spec.version}"))  # a model passes on what the scan says
+    return result.mask, "model", tuple(said)
 
 
 def _holds(part: tuple[tuple[slice, slice, slice], NDArray[np.bool_]], zyx: Voxel) -> bool:
@@ -243,4 +244,7 @@ def _lesions(
     table = np.stack(vectors) if vectors else np.zeros((0, appearance.DIMENSIONS), np.float32)
     pairs = ", ".join(f"{one} and {other}" for one, other in sorted(touching))
     said = f"labels {pairs} of the mask touch, and count as lesions of their own; give the parts of one lesion one label"
-    return tuple(found), table, (said,) if touching else ()
+    # What a model leaves in specks is noise; what a person drew may be what is left of a lesion.
+    left = (int(np.count_nonzero(mask)) - sum(f.size.voxels for f in found)) * scan.grid.voxel_mm3
+    specks = f"specks below {options.least_mm3:g} mm³ ({left:.3g} mm³ in all) are no lesions; one that shrank so far counts as gone"
+    return tuple(found), table, (*((said,) if touching else ()), *((specks,) if left > 0 and method == "given" else ()))

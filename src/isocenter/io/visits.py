@@ -138,6 +138,8 @@ def _told(told: dict[str, Any], folder: Path) -> StudyFiles:
         boxes = tuple(_box(box) for box in row.get("boxes", []))
         image, mask = (_inside(folder, row.get(name)) for name in ("image", "mask"))
         name = check_id(str(row.get("id", f"visit-{k + 1}")), "a visit's id")
+        if mask is not None and (clicks or boxes):
+            raise InputError(f"visit {k + 1} has a mask, and clicks or boxes too; give its lesions in one way")
         new = row.get("new_lesions")
         if new not in (None, True, False):
             raise InputError("new_lesions is true, false or null")
