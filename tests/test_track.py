@@ -429,6 +429,8 @@ def test_another_visit_in_a_flat_folder_leaves_the_others(data: Path, service: S
         options = TrackOptions(model="tissue", labels=("bone",), registration=None, preprocessed=False, formats=("json",))
         case = track(service, place, out, options=options)
         assert all(visit.found is not None for visit in case.visits)
+        said = [note for visit in case.visits for note in visit.notes if "specks" not in note]
+        assert said == ["segmented by tissue 1.0"] * len(case.visits), "CT by its own header"
         return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("state.json")}
 
     add("a", "20260101")

@@ -197,6 +197,8 @@ def _finish(volume: Volume, modality: str | None) -> Volume:
             raise UsageError("the modality must be one of DICOM's, such as CT, MR, US or OT")
         if modality == "CT" and volume.source.format == "picture":
             raise UsageError("a picture holds grey levels, not Hounsfield units: say which, with window=width/level in HU, such as window=400/40")
+        if modality == volume.modality and (modality != "CT" or volume.unit == "HU"):
+            return volume  # as it says itself, with the unit that it says
         return volume.with_modality(modality, "HU" if modality == "CT" else "a.u.", f"Read as {modality}, as asked for.")
     if volume.modality == "CT" and volume.unit != "HU":
         # The header does not say that these are Hounsfield units; most often it merely forgot to.
