@@ -15,7 +15,7 @@ from isocenter.followup import files
 
 GROWTH = "growth.json"
 #: Anything that changes fits or forecasts changes this.
-_VERSION = "2"
+_VERSION = "3"
 
 
 def save_growth(case: Case, home: Path, population: Population, run: Run = QUIET) -> None:

@@ -38,7 +38,7 @@ def present(device: str) -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count()
+    return bool(torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count())
 
 
 def engine(wanted: str, device: str, precision: str) -> str:
