@@ -123,3 +123,9 @@ def test_the_first_stranger_without_a_key_is_warned_of_once(home: Path) -> None:
 
     assert len(said()) == 1
     assert said(api_key="k") == said(insecure=True) == said(container=True) == []
+
+
+def test_openais_clients_are_told_in_their_shape(locked: TestClient) -> None:
+    answer = locked.get("/v1/models", headers={"Authorization": "Bearer no"})
+    assert (answer.status_code, answer.json()["detail"]) == (401, "Unauthorized")
+    assert answer.json()["error"] == {"message": "Unauthorized", "type": "invalid_request_error", "param": None, "code": None}

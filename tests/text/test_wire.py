@@ -191,8 +191,9 @@ def test_without_a_model_the_answer_is_how_to_install_one(bare: TestClient) -> N
 def test_keys(home: Path, minilm: Path) -> None:
     with application(home, minilm, api_key="k") as client:
         assert client.get("/health").json()["status"] == "ok"
-        for path in ("/info", "/status", "/docs", "/v1/models"):
+        for path in ("/info", "/status", "/docs"):
             assert client.get(path).json() == {"detail": "Unauthorized"}
+        assert client.get("/v1/models").status_code == 401
         assert client.post("/embed", json={"texts": ["a"]}).status_code == 401
         assert client.post("/embed", json={"texts": ["a"]}, headers={"X-API-Key": "k"}).status_code == 200
 
@@ -368,8 +369,18 @@ def test_the_openai_client(client: TestClient) -> None:
         short = api.embeddings.create(model="all-MiniLM-L6-v2", input=TEXTS[0], dimensions=64).data[0].embedding
         assert len(short) == 64
         assert np.linalg.norm(short) == pytest.approx(1, abs=1e-6)
-        with pytest.raises(openai.NotFoundError):
-            api.embeddings.create(model="gpt-none", input="a")
+        assert api.models.retrieve("all-MiniLM-L6-v2").id == "all-MiniLM-L6-v2"
+        wrong: list[tuple[Any, Any, str]] = [
+            (openai.NotFoundError, lambda: api.embeddings.create(model="gpt-none", input="a"), "no text model 'gpt-none' is installed here"),
+            (openai.NotFoundError, lambda: api.models.retrieve("gpt-none"), "no text model 'gpt-none' is installed here"),
+            (openai.BadRequestError, lambda: api.embeddings.create(model="", input=[]), "input must not be empty"),
+            (openai.UnprocessableEntityError, lambda: api.embeddings.create(model="", input=["a"] * 101), "exceeds max batch size of 100"),
+        ]
+        for kind, ask, words in wrong:
+            with pytest.raises(kind) as refused:
+                ask()
+            # What the client shows to people is what lies under `error`.
+            assert words in refused.value.body["message"]
     finally:
         api.close()
 

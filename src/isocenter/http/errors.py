@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -37,10 +39,19 @@ def status_of(error: errors.IsocenterError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def answer(error: errors.IsocenterError) -> JSONResponse:
-    """The response for an error."""
+def body(path: str, status: int, detail: Any) -> dict[str, Any]:
+    """An error's body: `{"detail": ...}`, on OpenAI's routes with the `error` beside it that its clients show to people."""
+    if not path.startswith("/v1/"):
+        return {"detail": detail}
+    told = detail if isinstance(detail, str) else "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in detail)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"detail": detail, "error": {"message": told, "type": kind, "param": None, "code": None}}
+
+
+def answer(error: errors.IsocenterError, path: str = "") -> JSONResponse:
+    """The response for an error. path: the request's."""
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, errors.BusyError | errors.StoreError) else None
-    return JSONResponse({"detail": error.message}, status_of(error), headers)
+    return JSONResponse(body(path, status_of(error), error.message), status_of(error), headers)
 
 
 def missing(field: str) -> RequestValidationError:
@@ -53,17 +64,17 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.IsocenterError)
     async def known(request: Request, error: errors.IsocenterError) -> Response:
-        return answer(error)
+        return answer(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # What was sent is not echoed: it may hold patient data.
         detail = [{key: value for key, value in item.items() if key in ("type", "loc", "msg")} for item in error.errors()]
-        return JSONResponse({"detail": detail}, 422)
+        return JSONResponse(body(request.url.path, 422, detail), 422)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        return JSONResponse(body(request.url.path, error.status_code, error.detail), error.status_code, error.headers)
 
     @app.exception_handler(MemoryError)
     async def full(request: Request, error: MemoryError) -> Response:
@@ -77,4 +88,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
         log.error("request failed", path=getattr(request.scope.get("route"), "path", ""), error=type(error).__name__, exc_info=error)
-        return JSONResponse({"detail": "Internal error; the server's log says more"}, 500)
+        return JSONResponse(body(request.url.path, 500, "Internal error; the server's log says more"), 500)

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from isocenter.core.settings import Settings
+from isocenter.http.errors import body
 
 log = structlog.get_logger("isocenter")
 #: Open even when a key is set: what load balancers and clients ask before they can know of a key.
@@ -80,7 +81,7 @@ class Guard:
             return None
         if given and path.startswith(TOKEN_PREFIXES):
             return JSONResponse({"detail": "Could not validate credentials"}, 403)
-        return JSONResponse({"detail": "Unauthorized"}, 401, {"WWW-Authenticate": "Bearer"})
+        return JSONResponse(body(path, 401, "Unauthorized"), 401, {"WWW-Authenticate": "Bearer"})
 
 
 def _is_address(name: str) -> bool:

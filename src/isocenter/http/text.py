@@ -18,6 +18,7 @@ from isocenter.analysis import report_metrics
 from isocenter.core.errors import BusyError, CancelledError, UsageError
 from isocenter.http.mailbox import Mailbox, settle
 from isocenter.http.text_requests import EmbedRequest, OpenAiRequest, ReportRequest, ScoreRequest, check, described, invalid, read
+from isocenter.models import text as models
 from isocenter.textservice import Embeddings, Job, Scores, TextService
 
 router = APIRouter(tags=["Text"])
@@ -232,7 +233,19 @@ async def openai_models(request: Request) -> Response:
     """The installed text models, as OpenAI's route."""
     texts = _service(request)
     found = await _thread(texts, texts.installed)
-    return _json({"object": "list", "data": [{"id": m.name, "object": "model", "created": 0, "owned_by": "isocenter"} for m in found]})
+    return _json({"object": "list", "data": [_openai_model(m.name) for m in found]})
+
+
+@router.get("/v1/models/{name:path}")
+async def openai_model(request: Request, name: str) -> Response:
+    """One of them, as OpenAI's route."""
+    texts = _service(request)
+    found = models.choose(await _thread(texts, texts.installed), name, expected=False)
+    return _json(_openai_model(found.name))
+
+
+def _openai_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "isocenter"}
 
 
 @router.post("/api/v1/report-metrics", openapi_extra=described(ReportRequest))
