@@ -111,8 +111,8 @@ def test_ids_of_scans_are_refused_by_who_does_not_hold_them(pair: tuple[str, str
     """A scan that was sent once is in one server's memory; the protocol's own ids of images and sessions stand for nothing at any of them."""
     key = ask(pair[0], "/api/v1/volumes", *form(scan, "a.nii.gz"))["key"]
     body, kind = form(b"", "", volume=key, prompts='["lungs"]', answer="json")
-    # Not a file of no bytes, but none.
-    body = body.replace(b'name="file"; filename=""', b'name="unused"')
+    # Not a file of no bytes, but none: a field that says nothing.
+    body = body.replace(b'name="file"; filename=""', b'name="modality"')
     assert ask(pair[0], f"/api/v1/volumes/{key}")["key"] == key
     assert ask(pair[0], "/api/v1/segment", body, kind)["labels"][0]["name"] == "lungs"
     for refusal in (refused(pair[1], f"/api/v1/volumes/{key}"), refused(pair[1], "/api/v1/segment", body, kind)):
