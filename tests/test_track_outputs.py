@@ -271,6 +271,22 @@ def test_every_criterion_and_both_best_responses_are_in_fhir(judged: Told) -> No
     assert parts["sum-sd"]["unit"] == "mm"
 
 
+def test_what_a_reader_could_not_assess_has_no_figures_and_says_so(done: tuple[Path, Case], service: Service, study: Path) -> None:
+    case = done[1]
+    blind = assemble(case.patient, case.visits, growing=False, inevaluable=(("visit-2", ("visit-1", "lesion-1")),))
+    hidden = replace(ready(service, study, done), case=blind)
+    (lesion,) = (k for k in (*blind.lesions, *blind.unseen) if not k.evaluable)
+    seen = [e["resource"] for e in fhir.bundle(hidden)["entry"] if e["resource"]["resourceType"] == "Observation"]
+    (told,) = (o for o in seen if any("dataAbsentReason" in part for part in o.get("component", ())))
+    assert {i["value"] for i in told["identifier"]} >= {lesion.track}
+    assert all("not evaluable" in part["dataAbsentReason"]["text"] for part in told["component"])
+    row = next(r for r in csv.DictReader(io.StringIO(tables.measurements(hidden))) if r["evaluable"] == "false")
+    assert (row["timepoint_id"], row["longest_mm"], row["volume_mm3"]) == ("visit-2", "", "")
+    files = dict(formats.FORMATS["sr"].write(hidden))
+    assert highdicom.sr.Comprehensive3DSR.from_dataset(pydicom.dcmread(io.BytesIO(files["dicom/visit-2_sr.dcm"])))
+    assert "not evaluable" in dict(formats.FORMATS["html"].write(hidden))["report.html"].decode()
+
+
 def test_the_table_of_responses_has_every_criterion(judged: Told) -> None:
     rows = list(csv.DictReader(io.StringIO(tables.responses(judged))))
     visits = [row for row in rows if row["assessment"] == "visit"]

@@ -62,8 +62,13 @@ class _Writer:
         results = []
         for visit in self._case.visits:
             study = scans[visit.timepoint.timepoint_id]
-            for lesion in self._case.at(visit.timepoint.timepoint_id):
-                results.append(self._add(f"{lesion.timepoint_id}/{lesion.lesion_id}", self._lesion(lesion, visit.timepoint, patient, device, study)))
+            missing = [lesion for lesion in self._case.unseen if lesion.timepoint_id == visit.timepoint.timepoint_id]
+            for lesion in (*self._case.at(visit.timepoint.timepoint_id), *missing):
+                results.append(
+                    self._add(
+                        f"{lesion.timepoint_id}/{lesion.lesion_id or lesion.track}", self._lesion(lesion, visit.timepoint, patient, device, study)
+                    )
+                )
             for one in judgements(self._case):
                 if one.day == visit.timepoint.day:
                     name = f"response {visit.timepoint.timepoint_id} {one.criterion}"

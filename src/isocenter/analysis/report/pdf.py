@@ -157,7 +157,7 @@ def _responses(told: Told) -> Any:
     names = ("visit", "day", "lesions", "sum", "sd", "baseline", "nadir", "category", "chances", "why")
     colours = [("BACKGROUND", (7, k), (7, k), row["colour"]) for k, row in enumerate(rows, start=1) if row["category"]]
     head = ("Visit", "Day", "Lesions", "Sum (mm)", "± sd (mm)", "vs baseline", "vs smallest", "Category", "How likely", "Why")
-    return _table(head, [[row[name] for name in names] for row in rows], (10.5, 5, 7, 7, 5, 9, 9, 9.5, 11.5, 26), range(1, 7), colours)
+    return _table(head, [[row[name] for name in names] for row in rows], (10.5, 5, 7, 7, 6, 9, 9, 9.5, 11.5, 25), range(1, 7), colours)
 
 
 def _image(png: bytes, width: float, height: float) -> Any:
