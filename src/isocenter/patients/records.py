@@ -402,4 +402,4 @@ def _day(patient: PatientRow, new: NewVisit, others: Sequence[VisitRow]) -> tupl
         return origin, float((new.scan_date - date.fromisoformat(origin)).days)
     if new.day is not None:
         return origin, new.day
-    raise UsageError("the patient's visits have days and no dates; give this visit its day after the first")
+    raise UsageError("give this visit its day after the first one, or its date where the other visits have dates")
