@@ -451,7 +451,12 @@ def test_only_what_changed_is_made_again(service: Service, tmp_path: Path, monke
     (tmp_path / "study.json").write_text(json.dumps(told))
     home = tmp_path / "out" / "processed" / "x" / "v"
     segment, asked = service.segment, []
-    monkeypatch.setattr(service, "segment", lambda *given, **more: asked.append(1) or segment(*given, **more))
+
+    def counted(*given: Any, **more: Any) -> Any:
+        asked.append(1)
+        return segment(*given, **more)
+
+    monkeypatch.setattr(service, "segment", counted)
 
     def made(**options: Any) -> set[str]:
         """What was written, growth aside."""

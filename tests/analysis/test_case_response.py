@@ -63,6 +63,15 @@ def test_the_sum_has_an_error() -> None:
     assert case(visit("a", 0, *two)).baseline_sd_mm == pytest.approx(rows[1]["baseline_sd_mm"])
 
 
+def test_the_sum_of_nodes_has_the_error_of_their_short_axes() -> None:
+    long = (12, 30, 30, 12), (12, 30, 38, 12)  # one body, longer than wide
+    visits = [visit(name, day, *long) for name, day in (("a", 0.0), ("b", 60.0))]
+    plain, nodal = (case(*(replace(v, found=tuple(replace(f, node=node) for f in v.found or ())) for v in visits)) for node in (False, True))
+    assert nodal.lesions[0].is_node
+    assert nodal.responses["recist_1.1"][0].sum == pytest.approx(nodal.lesions[0].short_axis_mm)
+    assert (nodal.sums_sd_mm[0] or 0) < (plain.sums_sd_mm[0] or 0) == pytest.approx(plain.at("b")[0].sd_mm)
+
+
 def test_a_target_that_grew_into_another_lesion_is_not_gone() -> None:
     """RECIST 1.1, section 4.3.2: of lesions that coalesced the longest diameter of the whole is taken."""
     apart = visit("a", 0, (12, 20, 20, 9), (12, 20, 36, 9))

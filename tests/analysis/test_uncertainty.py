@@ -11,7 +11,17 @@ import pytest
 
 from isocenter.analysis.response import recist
 from isocenter.analysis.response.visit import ABSENT, Category, Visit, measured
-from isocenter.analysis.uncertainty import MANUAL_MM, ScanError, Uncertainty, calibrate, of_diameter, of_sum, probabilities, relative_volume_sd
+from isocenter.analysis.uncertainty import (
+    MANUAL_MM,
+    ScanError,
+    Uncertainty,
+    calibrate,
+    of_diameter,
+    of_short_axis,
+    of_sum,
+    probabilities,
+    relative_volume_sd,
+)
 from isocenter.core.errors import UsageError
 
 
@@ -57,6 +67,12 @@ def test_volumes_have_three_times_the_diameters_error() -> None:
     assert relative_volume_sd(1.0, Uncertainty(0, 0, 1.0)) == 1.0
     with pytest.raises(UsageError):
         relative_volume_sd(0, Uncertainty(0, 0, 1))
+
+
+def test_a_short_axis_is_as_sure_as_a_diameter_of_its_length() -> None:
+    spacing = (0.7, 0.7, 3.0)
+    longest, short = of_diameter(31.0, spacing), of_diameter(12.0, spacing)
+    assert of_short_axis(longest.total_mm, 31.0, 12.0) == pytest.approx(short.total_mm)
 
 
 def test_calibration_finds_the_line_again() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isocenter.analysis.response.irecist import FURTHER_MM, NewLesions
 from isocenter.analysis.response.recist import MEASURABLE_MM, MOST_PER_ORGAN, MOST_TARGETS, NODE_MEASURABLE_MM
+from isocenter.analysis.uncertainty import of_short_axis
 from isocenter.core.patient import Lesion
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ def new_lesions(visits: Sequence[MeasuredVisit], lesions: Sequence[Lesion], is_n
 def extent(lesion: Lesion) -> float:
     """The diameter that says whether a lesion is disease: of nodes the short axis (RECIST 1.1, section 4.2)."""
     return (lesion.short_axis_mm if lesion.is_node else lesion.longest_mm) or 0.0
+
+
+def extent_sd(lesion: Lesion) -> float:
+    """Standard deviation of that diameter in mm; 0 where nothing is known of it."""
+    if lesion.sd_mm is None or not lesion.is_node or lesion.longest_mm is None or lesion.short_axis_mm is None:
+        return lesion.sd_mm or 0.0
+    return of_short_axis(lesion.sd_mm, lesion.longest_mm, lesion.short_axis_mm)
 
 
 def _organ(lesion: Lesion) -> str:

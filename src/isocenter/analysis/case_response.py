@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from isocenter.analysis.case_immune import extent, new_lesions
+from isocenter.analysis.case_immune import extent, extent_sd, new_lesions
 from isocenter.analysis.response import irecist, mrecist, rano, recist, volumetric
 from isocenter.analysis.response.visit import ABSENT, NOT_EVALUATED, Category, NonTargets, Response, Target, Visit, measured
 from isocenter.analysis.tracking.graph import Event, LesionGraph, merged_into, split_off
@@ -107,7 +107,7 @@ def respond(
         notes.append(taken_away)
     spread = _errors(seen, (baseline, *later))
     fresh = [_fresh(seen, v) if v.new_lesions is None else None for v in later]
-    appeared = [[(extent(k), k.sd_mm or 0.0) for k in row] if row is not None else None for row in fresh]
+    appeared = [[(extent(k), extent_sd(k)) for k in row] if row is not None else None for row in fresh]
     chances: tuple[Mapping[Category, float], ...] = ()
     if targets:
         chances = tuple(probabilities(start, follow_ups, lambda t, size: spread[t, size], recist.respond, new=appeared, new_mm=NEW_MM, draws=500))
@@ -181,7 +181,7 @@ def _errors(seen: _Seen, visits: Iterable[MeasuredVisit]) -> dict[tuple[str, flo
         here = {k.track: k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id}
         for target, state in _targets(seen, visit, None).items():
             if state.size is not None:
-                errors[target, state.size] = of_sum([Uncertainty(0.0, 0.0, here[t].sd_mm or 0.0) for t in _of(seen, target, here)])
+                errors[target, state.size] = of_sum([Uncertainty(0.0, 0.0, extent_sd(here[t])) for t in _of(seen, target, here)])
     return errors
 
 
@@ -189,7 +189,7 @@ def _sum_sd(seen: _Seen, visit: MeasuredVisit) -> float:
     """Standard deviation in mm of the sum of targets at a visit, errors of diameters added in squares."""
     here = {k.track: k for k in seen.lesions if k.timepoint_id == visit.timepoint.timepoint_id}
     counted = {t for target in seen.targets for t in _of(seen, target, here)}
-    return of_sum([Uncertainty(0.0, 0.0, here[t].sd_mm or 0.0) for t in sorted(counted)])
+    return of_sum([Uncertainty(0.0, 0.0, extent_sd(here[t])) for t in sorted(counted)])
 
 
 def _as_visit(seen: _Seen, visit: MeasuredVisit, value: str | None, notes: list[str] | None = None) -> Visit:

@@ -79,6 +79,15 @@ def of_diameter(
     return Uncertainty(MANUAL_MM if drawn else 0.0, auto, (scan or ScanError()).at(diameter_mm))
 
 
+def of_short_axis(sd_mm: float, longest_mm: float, short_mm: float, scan: ScanError | None = None) -> float:
+    """Standard deviation in mm of a short axis. sd_mm: of the same lesion's longest diameter.
+
+    The outline's part is the same for both, the scan's part that of the shorter length.
+    """
+    error = scan or ScanError()
+    return math.sqrt(max(sd_mm**2 - error.at(longest_mm) ** 2, 0.0) + error.at(short_mm) ** 2)
+
+
 def relative_volume_sd(volume_mm3: float, uncertainty: Uncertainty) -> float:
     """Relative error of a volume: three times that of the diameter of the ball of this volume, at most 1."""
     if volume_mm3 <= 0:
