@@ -141,4 +141,5 @@ def _quality(case: Case) -> str:
     unsure = sorted({lesion.track for lesion in case.lesions if lesion.confidence is not None and lesion.confidence < 0.8})
     if unsure:
         return text + f"To be checked, the link between visits is not certain: {', '.join(unsure)}."
-    return text + "All lesions were found again with confidence."
+    linked = any(lesion.confidence is not None for lesion in case.lesions)
+    return text + "All lesions were found again with confidence." if linked else text.strip()
