@@ -130,3 +130,16 @@ def test_a_damaged_folder_is_the_folders_fault(tiny: Callable[..., Path], tmp_pa
     context = ModelContext(device="cpu", precision="float32", threads=1, slots=1)
     with pytest.raises(ModelError, match=message):
         TextEncoder(place).load(context)
+
+
+def test_a_tokenizer_that_knows_more_than_the_weights_is_the_folders_fault(tiny: Callable[..., Path]) -> None:
+    """Only texts with such a token are refused."""
+    place = tiny("BertConfig", vocab_size=60)
+    encoder = TextEncoder(place)
+    encoder.load(ModelContext(device="cpu", precision="float32", threads=1, slots=1))
+    few = [w for w in ("a", "!", "the") if max(c for cut in encoder.tokenizer.encode([w], 64) for c in cut.ids) < 60]
+    assert few
+    assert encoder.cut(few)
+    for cut in (encoder.cut, encoder.cut_for_score):
+        with pytest.raises(ModelError, match="do not belong together"):
+            cut([*few, "~~~"])

@@ -210,7 +210,7 @@ class TextEncoder:
         recipe, front = self.recipe, self._front(prompt)
         # sentence-transformers strips texts as well.
         prepared = [(front + text).strip() for text in texts]
-        return self.tokenizer.encode([t.lower() for t in prepared] if recipe.lower else prepared, recipe.max_tokens)
+        return self._known(self.tokenizer.encode([t.lower() for t in prepared] if recipe.lower else prepared, recipe.max_tokens))
 
     def left_out(self, prompt: str | None = None) -> int:
         """How many tokens at a text's start the pooling leaves out: those of the prompt, for models that were trained so."""
@@ -230,7 +230,14 @@ class TextEncoder:
     def cut_for_score(self, texts: Sequence[str]) -> list[Cut]:
         """Tokens for BERTScore: stripped, and for RoBERTa's tokenizer with a space in front, as the package does."""
         front = " " if self.recipe.config["model_type"] == "roberta" else ""
-        return self.tokenizer.encode([front + t.strip() if t.strip() else "" for t in texts], self.recipe.model_tokens)
+        return self._known(self.tokenizer.encode([front + t.strip() if t.strip() else "" for t in texts], self.recipe.model_tokens))
+
+    def _known(self, cuts: list[Cut]) -> list[Cut]:
+        """Raises `ModelError` where the tokenizer knows tokens that the weights have no vector for."""
+        rows = int(self.recipe.config["vocab_size"])
+        if any(max(cut.ids, default=0) >= rows for cut in cuts):
+            raise ModelError("the text model's tokenizer and weights do not belong together: it has tokens that they have no vector for")
+        return cuts
 
     def framed(self, ids: Sequence[int]) -> Cut:
         """Token ids that a client made itself, with the special tokens at the ends, cut at the limit."""
