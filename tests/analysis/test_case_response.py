@@ -131,6 +131,14 @@ def test_a_response_by_rano_must_last() -> None:
         assert [n.split(",")[0] for n in notes] == ([] if lasts else ["day 60"])
 
 
+def test_soon_after_radiotherapy_only_growth_outside_of_its_field_is_progression() -> None:
+    start, grown = visit("a", 0, (12, 30, 30, 10)), visit("b", 60, (12, 30, 30, 16))
+    beams = (TherapyEvent("r", "radiotherapy", -30.0, 10.0),)
+    for where, category in ((None, "NE"), ("in field", "NE"), ("outside field", "PD")):
+        now = replace(grown, assessment={"enhancement": where} if where else {})
+        assert categories(case(start, now, criteria=("rano",), therapies=beams), "rano") == [category]
+
+
 def test_each_visit_has_its_own_error_in_the_probabilities() -> None:
     """A target that is large at first and small later: its later size is as sure as small sizes are."""
     seen = case(visit("a", 0, (12, 30, 30, 16)), visit("b", 60, (12, 30, 30, 4.2)), visit("c", 90, (12, 30, 30, 7.4)))

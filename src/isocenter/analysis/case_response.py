@@ -170,7 +170,11 @@ def _status(said: Mapping[str, str]) -> rano.Status:
     steroids = said.get("steroids", "unknown")
     none = steroids == "none"
     return rano.Status(
-        rano.Trend(said.get("flair", "unknown")), rano.Trend(said.get("clinical", "unknown")), rano.Trend("stable" if none else steroids), none
+        flair=rano.Trend(said.get("flair", "unknown")),
+        clinical=rano.Trend(said.get("clinical", "unknown")),
+        steroids=rano.Trend("stable" if none else steroids),
+        no_steroids=none,
+        outside_field=said.get("enhancement") == "outside field",
     )
 
 

@@ -22,6 +22,7 @@ ASSESSMENT = {
     "flair": _TRENDS,
     "clinical": _TRENDS,
     "steroids": (*_TRENDS, "none"),
+    "enhancement": ("in field", "outside field"),
 }
 
 

@@ -93,8 +93,8 @@ class NewTimepoint(Strict):
     new_lesions: bool | None = Field(None, description="Whether there are unequivocally new lesions, where a reader decided that.")
     assessment: dict[str, str] = Field(
         default_factory=dict,
-        description="What no image says: non_targets (CR, NON-CR/NON-PD, PD, NE); for RANO flair, clinical (better, stable, worse) and "
-        "steroids (the same, or none).",
+        description="What no image says: non_targets (CR, NON-CR/NON-PD, PD, NE); for RANO flair, clinical (better, stable, worse), "
+        "steroids (the same, or none) and enhancement, where there is new one (in field, outside field).",
     )
     replace: bool = Field(False, description="Make a visit of this id anew.")
     study_id: str | None = Field(None, max_length=64)
@@ -117,7 +117,7 @@ class Correction(Strict):
     )
     at: str | None = Field(None, pattern=_ID, description="A visit. For not_evaluable and evaluable, by default the lesion's own; for assess.")
     assessment: dict[str, str | bool | None] | None = Field(
-        None, description="For assess: new_lesions, non_targets, flair, clinical, steroids; null takes one back."
+        None, description="For assess: new_lesions, non_targets, flair, clinical, steroids, enhancement; null takes one back."
     )
     reason: str = Field("", max_length=500)
     version: int | None = Field(None, ge=0, le=2**31 - 1, description="The version that was seen; 409 where it is not the newest any more.")

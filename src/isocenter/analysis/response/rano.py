@@ -55,7 +55,7 @@ def respond(baseline: Visit, followups: Sequence[Visit], status: Mapping[float, 
         category, targets, reasons = _judge(visit, state, sums)
         early = radiotherapy_end is not None and 0 <= visit.day - radiotherapy_end <= PSEUDOPROGRESSION_DAYS
         if category is Category.PD and early and not state.outside_field:
-            reasons.append("within 12 weeks of chemoradiotherapy and inside its field: not to be told from its effect (page 1966)")
+            reasons.append("within 12 weeks of chemoradiotherapy and not said to be outside of its field: not to be told from its effect (page 1966)")
             category = Category.NE
         return category, targets, reasons
 
