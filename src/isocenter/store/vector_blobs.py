@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -14,13 +14,13 @@ from sqlalchemy.engine import Connection
 from isocenter.core.errors import UsageError
 from isocenter.store import vector_search
 from isocenter.store.database import Database
-from isocenter.store.vector_search import Entry, Hits, Matrix, Memory
+from isocenter.store.vector_search import Hits, Matrix, Memory, Putting, Ready
 
 #: Rows of a collection that are read at once where it is not held in memory.
 _BLOCK = 2000
 
 
-class BlobVectors:
+class BlobVectors(Putting):
     """Float32 BLOBs in a table of any database, searched exactly in this process.
 
     The matrix of a collection is kept in memory as long as nobody, in whatever process, changes the collection; one that would take
@@ -49,16 +49,8 @@ class BlobVectors:
 
         database.write(prepare)
 
-    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
-        self._put(collection, None, (Entry(key, vector, facts or {}),))
-
-    def replace(self, collection: str, beginning: str, entries: Sequence[Entry]) -> None:
-        vector_search.checked_name(beginning, "a vector's key")
-        self._put(collection, beginning, entries)
-
-    def _put(self, collection: str, beginning: str | None, entries: Sequence[Entry]) -> None:
+    def _put(self, collection: str, beginning: str | None, ready: Sequence[Ready]) -> None:
         vector_search.checked_name(collection)
-        ready = vector_search.checked_entries(entries)
         rows = self._rows
 
         def work(connection: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ _BESIDE = 512
 #: How a search was made: exactly in memory, exactly out of the database, by the database's index, by ruvector's graph in this process.
 #: The last two may miss some.
 MEMORY, SCAN, INDEX, GRAPH = "memory", "scan", "index", "graph"
+
+
+#: (key, facts as JSON, vector at length one).
+Ready = tuple[str, str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,21 @@ class Vectors(Protocol):
         """Names of the collections that hold anything."""
 
 
+class Putting(ABC):
+    """`add` and `replace` of `Vectors`, by a store's one way to put vectors in."""
+
+    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
+        self._put(collection, None, checked_entries((Entry(key, vector, facts or {}),)))
+
+    def replace(self, collection: str, beginning: str, entries: Sequence[Entry]) -> None:
+        checked_name(beginning, "a vector's key")
+        self._put(collection, beginning, checked_entries(entries))
+
+    @abstractmethod
+    def _put(self, collection: str, beginning: str | None, ready: Sequence[Ready]) -> None:
+        """Keep what is ready, in the place of those of the same keys, and of all whose keys begin with `beginning`."""
+
+
 def checked_name(name: str | None, what: str = "a collection's name") -> None:
     """Raises `UsageError` for a name that cannot be kept."""
     if name is not None and not _NAME.fullmatch(name):
@@ -90,8 +110,8 @@ def unit_of(vector: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(flat / norm, dtype=np.float32)
 
 
-def checked_entries(entries: Sequence[Entry]) -> list[tuple[str, str, NDArray[np.float32]]]:
-    """(key, facts as JSON, vector at length one) of each. Raises `UsageError` for what cannot be kept, and for two lengths."""
+def checked_entries(entries: Sequence[Entry]) -> list[Ready]:
+    """Each as it is kept. Raises `UsageError` for what cannot be kept, and for two lengths."""
     ready = []
     for entry in entries:
         checked_name(entry.key, "a vector's key")

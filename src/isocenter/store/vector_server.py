@@ -6,7 +6,7 @@ The two extensions have the same operators and literals and differ in names only
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from isocenter.store import vector_search, vector_versions
 from isocenter.store.database import Database
 from isocenter.store.vector_blobs import alone
-from isocenter.store.vector_search import Entry, Hit, Hits, Matrix, Memory
+from isocenter.store.vector_search import Hit, Hits, Matrix, Memory, Putting, Ready
 
 #: So many more are looked at than are wanted, since equal ones go by their keys.
 _TIES = 10
@@ -41,7 +41,7 @@ PGVECTOR = Flavour("vector", "vector", "vector_cosine_ops", "vector_send")
 RUVECTOR = Flavour("ruvector", "ruvector", "ruvector_cosine_ops")
 
 
-class ServerVectors:
+class ServerVectors(Putting):
     """Vectors in PostgreSQL; a table for each length.
 
     Where an HNSW index could be made, the server searches by it. Where it could not (ruvector without its access methods, more
@@ -69,16 +69,8 @@ class ServerVectors:
 
         self._iterative = database.write(prepare)
 
-    def add(self, collection: str, key: str, vector: NDArray[np.floating], facts: Mapping[str, Any] | None = None) -> None:
-        self._put(collection, None, (Entry(key, vector, facts or {}),))
-
-    def replace(self, collection: str, beginning: str, entries: Sequence[Entry]) -> None:
-        vector_search.checked_name(beginning, "a vector's key")
-        self._put(collection, beginning, entries)
-
-    def _put(self, collection: str, beginning: str | None, entries: Sequence[Entry]) -> None:
+    def _put(self, collection: str, beginning: str | None, ready: Sequence[Ready]) -> None:
         vector_search.checked_name(collection)
-        ready = vector_search.checked_entries(entries)
         size = ready[0][2].size if ready else None
         if size is not None:
             self._table(size)
