@@ -16,8 +16,6 @@ from isocenter.analysis.response.visit import Category, NonTargets, Response, Su
 PR_PERCENT, PD_PERCENT = -30.0, 20.0
 #: "Assessment of target lesions": a new nodule counts from 10 mm with the typical pattern, or after 10 mm of growth.
 NEW_NODULE_MM = 10.0
-#: "Lymph nodes": at the porta hepatis malignant from a short axis of 20 mm, elsewhere from 15.
-PORTAL_NODE_MM, NODE_MM = 20.0, 15.0
 _EPSILON = 1e-6
 
 
