@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +109,7 @@ def _safe(value: Any) -> Any:
 
 def put(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    from isocenter.store.places import whole
+
+    with whole(path) as part:
+        part.write_bytes(data)

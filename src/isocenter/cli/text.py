@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -249,22 +248,13 @@ def _check_output(output: Path | None, endings: Sequence[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """A file beside the output that takes its place once it is complete, and is gone if it does not get so far."""
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write_vectors(parts: Iterator[Any], count: int, output: Path) -> None:
     """vectors: (texts, size) float32 each, to one array on disk, which need not fit into memory."""
     import numpy as np
 
-    with _whole(output) as path:
+    from isocenter.store.places import whole
+
+    with whole(output) as path:
         array, done = None, 0
         for vectors in parts:
             if array is None:
@@ -283,7 +273,9 @@ def _write(rows: Iterator[Row], fields: Sequence[str], output: Path | None) -> N
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    with _whole(output) as path, path.open("w", encoding="utf-8", newline="") as file:
+    from isocenter.store.places import whole
+
+    with whole(output) as path, path.open("w", encoding="utf-8", newline="") as file:
         if output.suffix.lower() != ".csv":
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             return

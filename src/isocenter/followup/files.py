@@ -7,7 +7,6 @@ that the visit's figures were made from; and `volume`, of the scan's voxels and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -22,6 +21,7 @@ from isocenter.analysis.lesions import Intensities, LesionSize
 from isocenter.analysis.preprocess import plan, preprocessed_slabs
 from isocenter.core.geometry import Triple
 from isocenter.core.volume import Volume
+from isocenter.store.places import whole
 
 SCAN, MASK, MASK_ARRAY, SLICES = "scan.nii.gz", "mask.nii.gz", "mask.npy", "slices.npz"
 MEASUREMENTS, EMBEDDING, PREPROCESSED, STATE = "measurements.json", "embedding.npy", "preprocessed.safetensors", "state.json"
@@ -129,13 +129,8 @@ def save(file: Path, data: bytes | memoryview) -> None:
 def _whole(file: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its place when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as out:
-            yield out
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(file) as part, part.open("wb") as out:
+        yield out
 
 
 def json_bytes(data: object) -> bytes:
